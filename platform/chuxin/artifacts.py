@@ -1,0 +1,350 @@
+"""Artifacts: a stage's result is a directory of parts that only a manifest, written last, makes real.
+
+    workspace/finetune-3f9c0a71b2d4/
+        manifest.json            the stage is committed; written once every partition is
+        partitions/KEY.json      one partition is committed; names its attempt, rows, drops
+        parts/KEY-ATTEMPT/       one attempt's files: Parquet tables and free-form files
+        state/                   what a stage keeps to resume (training checkpoints); gone once committed
+
+A partition is computed into a directory of its own attempt and exists once its small manifest does, so a kill at any
+moment loses only what was in flight and a rerun computes only what is missing. Nothing is ever moved: on object
+stores a move is a copy and a delete. Leaves out: what is computed (the stages) and in which order (runner.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chuxin.errors import InputError
+
+ROWS_A_GROUP = 8192
+_MASK_64 = (1 << 64) - 1
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns the file system of a path or URI and the path on it."""
+    fs, path = fsspec.core.url_to_fs(uri)
+    return fs, path.rstrip("/")
+
+
+def is_local(uri: str) -> bool:
+    """True for paths and file:// URIs."""
+    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Writes a JSON file so that it is either whole or absent, whatever is killed."""
+    data = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode()
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.pipe_file(path, data)  # object stores put atomically
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(uri: str) -> Any | None:
+    """Returns a JSON file's value, or None where there is no such file."""
+    fs, path = filesystem(uri)
+    try:
+        return json.loads(fs.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def open_parquet(uri: str) -> pq.ParquetFile:
+    """Opens a part; row groups can then be read one by one."""
+    fs, path = filesystem(uri)
+    return pq.ParquetFile(path if is_local(uri) else fs.open(path, "rb"))
+
+
+class Attempt:
+    """One partition being computed, in any process: a directory of its own and the notes for its manifest."""
+
+    def __init__(self, artifact_uri: str, key: str) -> None:
+        self.key = key
+        self.uri = f"{artifact_uri}/parts/{key}-{uuid.uuid4().hex[:8]}"
+        self._artifact_uri = artifact_uri
+        # Free-form files need a real directory: on object stores one that is uploaded at the commit.
+        local = is_local(self.uri)
+        self.directory = filesystem(self.uri)[1] if local else tempfile.mkdtemp(prefix="chuxin-attempt-")
+        os.makedirs(self.directory, exist_ok=True)
+        self.tables: dict[str, dict[str, Any]] = {}
+        self.rows_in = self.rows_out = 0
+        self.drops: Counter[str] = Counter()
+        self.histograms: dict[str, list[int]] = {}
+        self.facts: dict[str, Any] = {}
+        self._started = (time.time(), time.process_time())
+
+    def path(self, name: str) -> str:
+        """Returns the local path for a free-form file or directory of this partition."""
+        return posixpath.join(self.directory, name)
+
+    def write(
+        self, table: str, batches: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema, id_column: str | None = None
+    ) -> int:
+        """Streams rows into this partition's file of a table; every batch becomes at least one row group.
+
+        Args:
+            table: The table's name.
+            batches: Rows; cast to `schema`.
+            schema: See schema.py.
+            id_column: If given, its values must be unique here; their sum goes to the manifest, so that the next
+                stage can check that it took each once.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            RuntimeError: An id occurs twice.
+        """
+        rows, ids = 0, []
+        with pq.ParquetWriter(self.path(f"{table}.parquet"), schema, compression="zstd") as writer:
+            for batch in batches:
+                part = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+                part = part.select(schema.names).cast(schema)
+                writer.write_table(part, row_group_size=ROWS_A_GROUP)
+                rows += part.num_rows
+                if id_column:
+                    ids.append(part[id_column].to_numpy())
+        note: dict[str, Any] = {"rows": rows, "file": f"{table}.parquet"}
+        if id_column:
+            note["id_sum"] = checksum(ids)
+            if len(np.unique(np.concatenate(ids))) != rows if ids else False:
+                raise RuntimeError(f"{self.key}: table {table} holds an {id_column} twice")
+        self.tables[table] = note
+        return rows
+
+    def count(
+        self, rows_in: int = 0, rows_out: int = 0, drops: Mapping[str, int] | None = None,
+        histograms: Mapping[str, Sequence[int]] | None = None, facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Adds to the partition's counts: rows, drops by reason, histograms by bin. Facts are set, not added."""
+        self.rows_in += rows_in
+        self.rows_out += rows_out
+        self.drops.update(drops or {})
+        for name, bins in (histograms or {}).items():
+            self.histograms[name] = add_bins(self.histograms.get(name, []), bins)
+        self.facts.update(facts or {})
+
+    def commit(self) -> dict[str, Any]:
+        """Writes the partition's manifest: from here on the attempt is the partition."""
+        if not is_local(self.uri):
+            fs, path = filesystem(self.uri)
+            fs.put(self.directory + "/", path, recursive=True)
+        wall, cpu = self._started
+        manifest = {
+            "key": self.key, "directory": posixpath.basename(self.uri), "tables": self.tables,
+            "files": sorted(os.listdir(self.directory)), "rows_in": self.rows_in, "rows_out": self.rows_out,
+            "drops": dict(self.drops), "histograms": self.histograms, "facts": self.facts,
+            "seconds": round(time.time() - wall, 3), "cpu_seconds": round(time.process_time() - cpu, 3),
+        }
+        write_json(f"{self._artifact_uri}/partitions/{self.key}.json", manifest)
+        return manifest
+
+
+class Artifact:
+    """A committed artifact, read-only."""
+
+    def __init__(self, uri: str) -> None:
+        manifest = read_json(f"{uri}/manifest.json")
+        if manifest is None:
+            raise InputError(uri, "this is not a committed artifact (it has no manifest.json)", "Run its stage first")
+        self.uri, self.manifest = uri.rstrip("/"), manifest
+        self.fingerprint: str = manifest["fingerprint"]
+
+    def partitions(self) -> list[dict[str, Any]]:
+        """Returns the partitions' manifests in the order of their keys."""
+        return self.manifest["partitions"]
+
+    def parts(self, table: str) -> list[str]:
+        """Returns the Parquet files of a table, in the order of the partitions' keys."""
+        return [f"{self.uri}/parts/{p['directory']}/{p['tables'][table]['file']}"
+                for p in self.partitions() if table in p["tables"]]
+
+    def read(self, table: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Reads a table whole. For small tables: stages read parts."""
+        parts = self.parts(table)
+        if not parts:
+            raise InputError(self.uri, f"it holds no table `{table}`", "Give the artifact of another stage")
+        return pa.concat_tables(open_parquet(p).read(columns=columns) for p in parts)
+
+    def path(self, name: str) -> str:
+        """Returns the local path of a free-form file or directory; on object stores it is fetched first."""
+        holder = next((p for p in self.partitions() if name in p["files"]), None)
+        if holder is None:
+            raise InputError(self.uri, f"it holds no file `{name}`", "Give the artifact of another stage")
+        fs, path = filesystem(f"{self.uri}/parts/{holder['directory']}/{name}")
+        if is_local(self.uri):
+            return path
+        target = os.path.join(tempfile.gettempdir(), f"chuxin-{self.fingerprint[:12]}", name)
+        fs.get(path, target, recursive=True)
+        return target
+
+
+class Draft:
+    """An artifact under construction. `state` is a directory that survives restarts and goes with the commit."""
+
+    def __init__(self, uri: str, fingerprint: str, describe: Mapping[str, Any], log: Callable[[str], None]) -> None:
+        self.uri, self.fingerprint = uri.rstrip("/"), fingerprint
+        self.state = f"{self.uri}/state"
+        self._describe, self._log = dict(describe), log
+        self._started, self._expected = time.time(), set[str]()
+
+    def committed(self) -> dict[str, dict[str, Any]]:
+        """Returns the manifests of the partitions that are done, by key."""
+        fs, path = filesystem(f"{self.uri}/partitions")
+        if not fs.exists(path):
+            return {}
+        names = sorted(posixpath.basename(f) for f in fs.ls(path, detail=False) if f.endswith(".json"))
+        manifests = (read_json(f"{self.uri}/partitions/{name}") for name in names)
+        return {m["key"]: m for m in manifests}
+
+    def part(self, key: str, table: str) -> str:
+        """Returns the Parquet file of a table that a committed partition of this draft wrote."""
+        manifest = read_json(f"{self.uri}/partitions/{key}.json")
+        return f"{self.uri}/parts/{manifest['directory']}/{manifest['tables'][table]['file']}"
+
+    def map(
+        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
+        memory: int | None = None,
+    ) -> None:
+        """Computes every partition that is not committed yet, each as one Ray Data task named `name`.
+
+        Args:
+            work: Item of each partition, by key; small and picklable (paths and ranges, not rows).
+            fn: Called with (key, item, attempt) on a worker; the partition is committed when it returns.
+            name: Operator name on the dashboard.
+            num_cpus: Of a task.
+            memory: Bytes that a task reserves, or None.
+
+        Raises:
+            InputError: Whatever the first failing task raised of that kind.
+        """
+        import ray
+
+        self._expected |= set(work)
+        done = self.committed()
+        missing = [key for key in work if key not in done]
+        if not missing:
+            return
+        uri = self.uri
+
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            return _run_partition(uri, fn, row)
+
+        task.__name__ = task.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
+        items = ray.data.from_items([{"key": k, "item": work[k]} for k in missing], override_num_blocks=len(missing))
+        started, reported = time.time(), 0.0
+        for count, row in enumerate(items.map(task, num_cpus=num_cpus, memory=memory).iter_rows(), 1):
+            if row["error"]:
+                raise InputError(*row["error"])
+            elapsed = time.time() - started
+            if elapsed - reported > 5 or count == len(missing):
+                reported = elapsed
+                left = elapsed / count * (len(missing) - count)
+                self._log(f"{name}: {count}/{len(missing)} partitions, {elapsed:.0f} s, about {left:.0f} s left")
+
+    @contextlib.contextmanager
+    def attempt(self, key: str) -> Iterator[Attempt]:
+        """One partition in this process: committed when the block ends without an exception."""
+        self._expected.add(key)
+        attempt = Attempt(self.uri, key)
+        yield attempt
+        attempt.commit()
+
+    def close(self) -> Artifact:
+        """Checks that every expected partition is committed, writes the manifest, clears what attempts left.
+
+        Raises:
+            RuntimeError: A partition is missing or stands there that this stage did not ask for.
+        """
+        done = self.committed()
+        if set(done) != self._expected:
+            raise RuntimeError(f"{self.uri}: partitions {sorted(set(done) ^ self._expected)[:5]} do not match the work")
+        partitions = [done[key] for key in sorted(done)]
+        total = {
+            "rows_in": sum(p["rows_in"] for p in partitions), "rows_out": sum(p["rows_out"] for p in partitions),
+            "drops": dict(sum((Counter(p["drops"]) for p in partitions), Counter())),
+            "histograms": _sum_histograms(p["histograms"] for p in partitions),
+            "facts": {k: v for p in partitions for k, v in p["facts"].items()},
+            "cpu_seconds": round(sum(p["cpu_seconds"] for p in partitions), 3),
+            "seconds": round(time.time() - self._started, 3),
+        }
+        write_json(f"{self.uri}/manifest.json",
+                   {**self._describe, **total, "fingerprint": self.fingerprint, "partitions": partitions})
+        self._clear({p["directory"] for p in partitions})
+        return Artifact(self.uri)
+
+    def _clear(self, kept: set[str]) -> None:
+        if not is_local(self.uri):
+            return  # an object store's lifecycle rule removes parts that no manifest names
+        root = Path(filesystem(self.uri)[1])
+        for directory in (root / "parts").iterdir():
+            if directory.name not in kept:
+                shutil.rmtree(directory)
+        if (root / "state").exists():
+            shutil.rmtree(root / "state")
+
+
+def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[str, Any]) -> dict[str, Any]:
+    attempt = Attempt(uri, row["key"])
+    try:
+        fn(row["key"], row["item"], attempt)
+    except InputError as error:
+        # A user's error travels as data: Ray Data's own wrapper loses the cause on its way to the driver.
+        return {"key": row["key"], "error": [error.where, error.problem, error.remedy]}
+    attempt.commit()
+    return {"key": row["key"], "error": []}
+
+
+def checksum(ids: Iterable[np.ndarray]) -> str:
+    """Sums int64 ids modulo 2^64, whatever their order: equal sums and counts mean the same ids were taken.
+
+    Returned as text because JSON readers round integers beyond 2^53.
+    """
+    total = 0
+    for part in ids:
+        total = (total + int(part.astype(np.uint64).sum(dtype=np.uint64))) & _MASK_64
+    return str(total)
+
+
+def add_checksums(sums: Iterable[str]) -> str:
+    """Adds checksums of disjoint parts."""
+    return str(sum(map(int, sums)) & _MASK_64)
+
+
+def add_bins(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    """Adds two histograms over the same bins; the shorter is padded with zeros."""
+    size = max(len(left), len(right))
+    pad = [list(side) + [0] * (size - len(side)) for side in (left, right)]
+    return [a + b for a, b in zip(*pad, strict=True)]
+
+
+def _sum_histograms(parts: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, list[int]]:
+    total: dict[str, list[int]] = {}
+    for part in parts:
+        for name, bins in part.items():
+            total[name] = add_bins(total.get(name, []), bins)
+    return total

@@ -1,0 +1,178 @@
+"""Command lines: what `python jobs/VERB.py` and `python jobs/recipe.py` take, print and return.
+
+Exit codes: 0 done, 2 the user can put it right (one line says how), 1 a defect (a traceback says where).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from chuxin import runner
+from chuxin.artifacts import Artifact
+from chuxin.config import load, override
+from chuxin.errors import InputError
+from chuxin.recipe import STAGES, RecipeConfig
+from chuxin.runner import Bound
+
+T = TypeVar("T")
+DEFAULT_CONFIG = "jobs/configs/sample/recipe.yaml"
+
+
+def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs one stage of a recipe: the job behind jobs/VERB.py.
+
+    Args:
+        verb: The job's name; `--stage` chooses among the stages of that verb where there are several.
+        arguments: The command line; the process's own by default.
+    """
+    stages = [stage for stage in STAGES if stage.verb == verb]
+    parser = _parser(f"jobs/{verb}.py", f"Run the recipe's stage {' or '.join(s.name for s in stages)}.")
+    names = [stage.name for stage in stages]
+    parser.add_argument("--stage", choices=names, default=names[0], help="section of the config (default: %(default)s)")
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        recipe = _load(known)
+        section = getattr(recipe, known.stage)
+        if section is None:
+            raise InputError(known.config, f"it has no section `{known.stage}`", "Add the section, or give --stage")
+        section = _override(parser, known, section, rest)
+        recipe = dataclasses.replace(recipe, **{known.stage: section})
+        bound = {b.stage.name: b for b in runner.bind(recipe, STAGES)}[known.stage]
+        with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
+            print(f"{known.stage} → {bound.uri}" + (f"\ndashboard {page}" if page else ""), flush=True)
+            _run_one(bound, recipe, position="")
+    except Exception as error:
+        return runner.fail(error)
+    return 0
+
+
+def serve_job(arguments: Sequence[str] | None = None) -> int:
+    """Serves the release of a recipe, or any model directory, until SIGINT or SIGTERM."""
+    parser = _parser("jobs/serve.py", "Serve a model on /v1/embeddings until interrupted.")
+    parser.add_argument("--model", help="a model directory, instead of the recipe's release")
+    parser.add_argument("--check", action="store_true", help="compare the endpoint's vectors with the release and end")
+    known, rest = parser.parse_known_args(arguments)
+    if known.check:
+        left = list(sys.argv[1:] if arguments is None else arguments)
+        left.remove("--check")
+        return stage_job("serve", left)
+    try:
+        recipe = _load(known)
+        if recipe.serve is None:
+            raise InputError(known.config, "it has no section `serve`", "Add the section")
+        section = _override(parser, known, recipe.serve, rest)
+        model = known.model or _released(recipe)
+        with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
+            print(f"dashboard {page}" if page else "no dashboard (execution.dashboard: false)", flush=True)
+            from chuxin.serving.pipeline import run_forever
+
+            run_forever(model, section)
+    except Exception as error:
+        return runner.fail(error)
+    return 0
+
+
+def _released(recipe: RecipeConfig) -> str:
+    """Returns the model directory that the recipe's serve section names."""
+    bound = {b.stage.name: b for b in runner.bind(recipe, STAGES)}
+    ref = str(recipe.serve.model)
+    return Artifact(bound[ref].uri).path("model") if ref in bound else ref
+
+
+def recipe_job(arguments: Sequence[str] | None = None) -> int:
+    """Runs the whole recipe in order, skipping what is committed, and writes report.html."""
+    parser = _parser("jobs/recipe.py", "Run a recipe's stages in order; committed stages are skipped.")
+    parser.add_argument("--to", metavar="STAGE", help="stop after this stage")
+    parser.add_argument("--dry-run", action="store_true", help="show what is committed and what would run")
+    parser.add_argument("--submit", metavar="ADDRESS", help="run every stage as a job of its own on this cluster")
+    known, rest = parser.parse_known_args(arguments)
+    try:
+        recipe = _load(known)
+        recipe = _override(parser, known, recipe, rest)
+        chosen = _up_to(runner.bind(recipe, STAGES), known.to)
+        if known.dry_run:
+            for bound in chosen:
+                print(f"{'committed' if bound.committed else 'will run':10} {bound.stage.name:14} {bound.uri}")
+            return 0
+        _run_all(chosen, recipe, known)
+    except Exception as error:
+        return runner.fail(error)
+    return 0
+
+
+def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:
+    from chuxin import story
+    from chuxin.report.page import render
+    from chuxin.report.table import text_table
+
+    started, done = time.time(), []
+    print(f"recipe {recipe.name}: {len(chosen)} stages → {recipe.workspace}", flush=True)
+    if known.submit:
+        for index, bound in enumerate(chosen, 1):
+            before = bound.committed
+            artifact = Artifact(bound.uri) if before else \
+                runner.run_submitted(bound, recipe, known.submit, known.config)
+            done.append((artifact, before))
+            _line(bound, artifact, f"{index:2}/{len(chosen)} ", before)
+    else:
+        with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
+            print(f"dashboard {page}" if page else "no dashboard (execution.dashboard: false)", flush=True)
+            for index, bound in enumerate(chosen, 1):
+                done.append(_run_one(bound, recipe, position=f"{index:2}/{len(chosen)} "))
+    summary = story.summarise(recipe, done)
+    page = Path(recipe.workspace) / "report.html"
+    page.write_text(render(summary), encoding="utf-8")
+    print(f"\n{text_table(summary)}\n\nreport {page}   total {runner.clock(time.time() - started)}", flush=True)
+
+
+def _run_one(bound: Bound, recipe: RecipeConfig, position: str) -> tuple[Artifact, bool]:
+    before = bound.committed
+    artifact = runner.run_here(bound, recipe)
+    _line(bound, artifact, position, before)
+    return artifact, before
+
+
+def _line(bound: Bound, artifact: Artifact, position: str, skipped: bool) -> None:
+    manifest = artifact.manifest
+    seconds = "skipped, committed" if skipped else f"ran {manifest['seconds']:.1f} s"
+    dropped = sum(manifest["drops"].values())
+    rows = f"{manifest['rows_in']:,} → {manifest['rows_out']:,} rows" + (f", {dropped:,} dropped" if dropped else "")
+    print(f"{position}{bound.stage.name:14} {seconds:20} {rows}", flush=True)
+
+
+def _up_to(bound: list[Bound], last: str | None) -> list[Bound]:
+    names = [b.stage.name for b in bound]
+    if last is not None and last not in names:
+        raise InputError("--to", f"the recipe has no stage `{last}`", f"Stages: {', '.join(names)}")
+    return bound[: names.index(last) + 1] if last else bound
+
+
+def _override(parser: argparse.ArgumentParser, known: argparse.Namespace, config: T, rest: list[str]) -> T:
+    """Applies the flags that are fields of the config; `--help` prints both kinds of flags and exits."""
+    if known.help:
+        print(parser.format_help(), end="\n\n")
+        rest = ["--help"]
+    return override(config, rest, parser.prog) if rest else config
+
+
+def _load(known: argparse.Namespace) -> RecipeConfig:
+    recipe = load(RecipeConfig, known.config)
+    return dataclasses.replace(recipe, workspace=known.workspace) if known.workspace else recipe
+
+
+def _parser(program: str, about: str) -> argparse.ArgumentParser:
+    # A default config found from the package's own place, so that a bare `jobs/finetune.py` works from anywhere.
+    root = Path(__file__).resolve().parents[2]
+    default = os.path.relpath(root / DEFAULT_CONFIG)
+    parser = argparse.ArgumentParser(prog=program, description=about, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default=default, help="a world's recipe.yaml (default: %(default)s)")
+    parser.add_argument("--workspace", help="directory or URI for the artifacts, instead of the config's")
+    parser.add_argument("--help", "-h", action="store_true", help="this text and every field of the config")
+    return parser

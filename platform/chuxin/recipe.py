@@ -1,0 +1,65 @@
+"""The recipe: the stages in their order and the one config that holds a section for each.
+
+A world's YAML file (jobs/configs/WORLD/recipe.yaml) loads as `RecipeConfig`; a stage without a section does not run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chuxin.corpus.config import CurateConfig, IngestConfig
+from chuxin.evaluation.config import EvaluateConfig
+from chuxin.models.config import InitConfig
+from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
+from chuxin.release.config import ReleaseConfig
+from chuxin.runner import Stage
+from chuxin.sample.config import SampleConfig
+from chuxin.serving.config import ServeConfig
+from chuxin.training.config import FinetuneConfig, PretrainConfig
+
+STAGES = (
+    Stage("sample", "sample", "chuxin.sample.pipeline:run", 1),
+    Stage("ingest", "ingest", "chuxin.corpus.pipeline:ingest", 1),
+    Stage("curate", "curate", "chuxin.corpus.pipeline:curate", 1),
+    Stage("init", "init", "chuxin.models.pipeline:init", 1),
+    Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 1),
+    Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 1),
+    Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 1),
+    Stage("finetune", "finetune", "chuxin.training.worker:finetune", 1),
+    Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 1),
+    Stage("release", "release", "chuxin.release.pipeline:run", 1),
+    Stage("serve", "serve", "chuxin.serving.pipeline:serve", 1),
+)
+"""Every stage, in order. Raise a version when the stage's code computes something else."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The local Ray session of `python jobs/x.py`; a submitted job takes the cluster it is submitted to."""
+
+    num_cpus: int | None = None
+    """Logical CPUs, or null for as many as the machine has."""
+    dashboard: bool = True
+    """Serve Ray's dashboard on loopback while a job runs."""
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """One world: where its artifacts go and what each stage does."""
+
+    name: str
+    """Shown in the report and on the model card."""
+    workspace: str
+    """Directory or URI that holds the artifacts."""
+    execution: ClusterConfig = field(default_factory=ClusterConfig)
+    sample: SampleConfig | None = None
+    ingest: IngestConfig | None = None
+    curate: CurateConfig | None = None
+    init: InitConfig | None = None
+    pack_pretrain: PackTextsConfig | None = None
+    pretrain: PretrainConfig | None = None
+    pack_finetune: PackGroupsConfig | None = None
+    finetune: FinetuneConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    release: ReleaseConfig | None = None
+    serve: ServeConfig | None = None

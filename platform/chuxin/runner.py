@@ -1,0 +1,316 @@
+"""Runner: which stages a recipe has, what each is (its fingerprint), what is committed, and running the rest.
+
+A fingerprint is the hash of *what* a stage computes: its code's version, its config without the `execution` section,
+and its inputs' fingerprints. It names the artifact's directory, so unchanged work is found and skipped, and an
+upstream change re-runs only what depends on it. Leaves out: what stages compute (their pipelines) and the command
+line (jobs/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from chuxin import artifacts
+from chuxin.artifacts import Artifact, Draft
+from chuxin.config import ModelRef, Ref, refs, to_plain
+from chuxin.errors import InputError
+
+_VERSIONS = ("chuxin", "ray", "torch", "transformers", "deepspeed", "pyarrow")
+
+
+class Stage(NamedTuple):
+    """A stage of the recipe: `name` is its section and artifact, `verb` its job, `run` is "module:function"."""
+
+    name: str
+    verb: str
+    run: str
+    version: int
+
+
+class Bound(NamedTuple):
+    """A stage with its config and everything that identifies its result."""
+
+    stage: Stage
+    config: Any
+    fingerprint: str
+    uri: str
+    inputs: dict[str, str]
+    """Stage names of its inputs → their artifact URIs."""
+
+    @property
+    def committed(self) -> bool:
+        return artifacts.read_json(f"{self.uri}/manifest.json") is not None
+
+
+class Context:
+    """What a stage's run function gets: its draft, its inputs, the resolver of references, a line to the terminal."""
+
+    def __init__(self, name: str, draft: Draft, inputs: dict[str, Artifact], log: Callable[[str], None]) -> None:
+        self.name, self.draft, self.inputs, self.log = name, draft, inputs, log
+
+    def resolve(self, ref: str) -> str:
+        """Turns a reference into a path or URI: "sample:raw/x" → inside the artifact; a stage's name → its model."""
+        stage, _, rest = ref.partition(":")
+        if stage not in self.inputs:
+            return ref
+        name, _, tail = (rest or "model").partition("/")
+        path = self.inputs[stage].path(name)
+        return f"{path}/{tail}" if tail else path
+
+
+def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
+    """Binds every stage whose section the recipe has, in order.
+
+    Raises:
+        InputError: A reference names no earlier stage, no path and no model.
+    """
+    bound: dict[str, Bound] = {}
+    for stage in stages:
+        config = getattr(recipe, stage.name)
+        if config is None:
+            continue
+        used: dict[str, str] = {}
+        identities: dict[str, str] = {}
+        for ref, is_model in refs(config):
+            head = ref.partition(":")[0]
+            if head in bound:
+                used[head] = bound[head].uri
+                identities[ref] = f"{bound[head].fingerprint}{ref[len(head):]}"
+            else:
+                identities[ref] = _identify(ref, is_model, f"{stage.name} in the config", bound)
+        content = {"run": stage.run, "version": stage.version, "config": _content(config, identities)}
+        fingerprint = xxhash.xxh3_128_hexdigest(repr(content).encode())
+        uri = f"{recipe.workspace.rstrip('/')}/{stage.name}-{fingerprint[:12]}"
+        bound[stage.name] = Bound(stage, config, fingerprint, uri, used)
+    return list(bound.values())
+
+
+def run_here(bound: Bound, recipe: Any) -> Artifact:
+    """Runs one stage in this Ray session and commits it; committed work is returned as it is.
+
+    Raises:
+        InputError: An input is not committed, or the cluster has too few CPUs.
+    """
+    if bound.committed:
+        return Artifact(bound.uri)
+    inputs = {}
+    for name, uri in bound.inputs.items():
+        if artifacts.read_json(f"{uri}/manifest.json") is None:
+            remedy = f"Run it first: python jobs/recipe.py --config <this config> --to {name}"
+            raise InputError(bound.stage.name, f"its input `{name}` is not committed at {uri}", remedy)
+        inputs[name] = Artifact(uri)
+    _require_cpus(bound)
+    started = time.time()
+    describe = {
+        "stage": bound.stage.name, "run": bound.stage.run, "version": bound.stage.version,
+        "config": to_plain(bound.config), "recipe": to_plain(recipe),
+        "inputs": {name: {"uri": a.uri, "fingerprint": a.fingerprint} for name, a in inputs.items()},
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in _VERSIONS}},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+    }
+    context = Context(bound, Draft(bound.uri, bound.fingerprint, describe, lambda _: None), inputs, started)
+    context.draft._log = context.log
+    module, _, function = bound.stage.run.partition(":")
+    getattr(importlib.import_module(module), function)(context, bound.config)
+    artifact = context.draft.close()
+    _publish(bound.stage.name, artifact.manifest)
+    return artifact
+
+
+def run_submitted(bound: Bound, recipe: Any, address: str, config_path: str) -> Artifact:
+    """Runs one stage as a Ray job of its own on the cluster at `address`, follows its log, and opens the result.
+
+    Raises:
+        InputError: The job ended with its exit code 2; its log holds the line.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    client = JobSubmissionClient(address)
+    entrypoint = f"python jobs/{bound.stage.verb}.py --config {config_path} --stage {bound.stage.name} " \
+                 f"--workspace {recipe.workspace}"
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": "."},
+                            metadata={"stage": bound.stage.name, "config": config_path,
+                                      "fingerprint": bound.fingerprint})
+    print(f"  {address}/#/jobs/{job}", flush=True)
+    shown = 0
+    while True:
+        status = client.get_job_status(job)
+        log = client.get_job_logs(job)
+        print(log[shown:], end="", flush=True)
+        shown = len(log)
+        if status.is_terminal():
+            break
+        time.sleep(1)
+    if status != JobStatus.SUCCEEDED:
+        raise InputError(f"job {job}", f"stage {bound.stage.name} ended as {status}", "Read its log above")
+    return Artifact(bound.uri)
+
+
+@contextlib.contextmanager
+def session(num_cpus: int | None, dashboard: bool) -> Iterator[str]:
+    """A Ray session: the cluster this process was submitted to, or a local one that ends with the block.
+
+    Yields:
+        The dashboard's page of this job, or "" without a dashboard.
+    """
+    # Ray 2.60 turns token authentication on by itself after a local init: never leave it to chance.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    # A submitted job's working_dir is unpacked elsewhere on every node, so its path is relative to it.
+    source_root = "platform" if submitted else str(Path(__file__).resolve().parents[1])
+    environment = {"env_vars": {"PYTHONPATH": source_root}}
+    if submitted:
+        given = ray.init(runtime_env=environment, logging_level="warning", log_to_driver=False)
+    else:
+        given = ray.init(num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
+                         runtime_env=environment, logging_level="warning", log_to_driver=False,
+                         object_store_memory=256 * 2**20, configure_logging=True)
+    _quiet()
+    job = json.loads(submitted)["metadata"]["job_submission_id"] if submitted else \
+        ray.get_runtime_context().get_job_id()
+    page = given.address_info.get("webui_url") or ""
+    try:
+        yield f"http://{page}/#/jobs/{job}" if page else ""
+    finally:
+        ray.shutdown()
+
+
+def _quiet() -> None:
+    """Leaves the terminal to our own lines; Ray's logs stay in the session's log folder and on the dashboard."""
+    import logging
+
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.serve"):  # after ray.data's import, which configures its logger
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _identify(ref: str, is_model: bool, where: str, bound: Mapping[str, Bound]) -> str:
+    """Returns the fingerprint of an input that is no stage: of files by content, of a hub model by its name."""
+    if "://" in ref:
+        fs, path = artifacts.filesystem(ref)
+        found = sorted(fs.glob(path)) if "*" in path else ([path] if fs.exists(path) else [])
+        described = [(f.removeprefix(path), str(sorted(fs.info(f).items(), key=str))) for f in found]
+        if found:
+            return xxhash.xxh3_128_hexdigest(repr(described).encode())
+    elif files := local_files(ref):
+        root = local_root(ref)
+        return xxhash.xxh3_128_hexdigest(repr([(str(f.relative_to(root)), _content_hash(f)) for f in files]).encode())
+    elif is_model and not ref.startswith((".", "/", "~")) and ref.count("/") == 1:
+        return f"hub:{ref}"
+    kind = "model" if is_model else "file or folder"
+    stages = ", ".join(bound) or "none yet"
+    raise InputError(f"{where}: {ref}", f"there is no such {kind}", f"Give a path, or an earlier stage ({stages})")
+
+
+def local_files(ref: str) -> list[Path]:
+    """Returns the files that a local path, folder or glob names, sorted."""
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.is_file())
+    return sorted(Path(p) for p in glob.glob(str(path)) if Path(p).is_file())
+
+
+def local_root(ref: str) -> Path:
+    """Returns the folder that file names of a reference are relative to: itself, or the part before any wildcard."""
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return path
+    wild = next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
+    return Path(*path.parts[:wild])
+
+
+def _content_hash(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _content(value: Any, identities: Mapping[str, str], hint: Any = None) -> Any:
+    """Plain data of a config for its fingerprint: `execution` left out, references replaced by what they name."""
+    if isinstance(value, str):
+        options = (hint, *typing.get_args(hint))
+        return identities[value] if Ref in options or ModelRef in options else value
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value))
+        return {f.name: _content(getattr(value, f.name), identities, hints[f.name])
+                for f in dataclasses.fields(value) if f.name != "execution"}
+    if isinstance(value, Mapping):
+        inner = (typing.get_args(hint) or (None, None))[1]
+        return [(k, _content(v, identities, inner)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)):
+        inner = (typing.get_args(hint) or (None,))[0]
+        return [_content(v, identities, inner) for v in value]
+    return value
+
+
+def required_cpus(config: Any) -> float:
+    """CPUs that a stage must be able to reserve at once, as its `execution` section states."""
+    execution = getattr(config, "execution", None)
+    stated = getattr(execution, "required_cpus", None)
+    return float(stated()) if stated else float(getattr(execution, "num_cpus", 1))
+
+
+def _require_cpus(bound: Bound) -> None:
+    import ray
+
+    have, need = ray.cluster_resources().get("CPU", 0), required_cpus(bound.config)
+    if need > have:
+        raise InputError(f"{bound.stage.name}.execution", f"it needs {need:g} CPUs and the cluster has {have:g}",
+                         "Lower its workers or CPUs, or raise cluster.num_cpus (logical CPUs of a local run)")
+
+
+def _publish(stage: str, manifest: Mapping[str, Any]) -> None:
+    from chuxin import telemetry
+
+    telemetry.gauge("stage_rows_in", manifest["rows_in"], {"stage": stage}, "Rows a stage read")
+    telemetry.gauge("stage_rows_out", manifest["rows_out"], {"stage": stage}, "Rows a stage wrote")
+    for reason, number in manifest["drops"].items():
+        telemetry.count("drops", number, {"stage": stage, "reason": reason}, "Rows dropped, by reason")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def clock(seconds: float) -> str:
+    """Formats seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def fail(error: BaseException) -> int:
+    """Prints a user's error as one line and returns exit code 2; anything else is a defect and is raised again."""
+    from chuxin.errors import find_input_error
+
+    known = find_input_error(error)
+    if known is None:
+        raise error
+    print(f"error: {known}", file=sys.stderr, flush=True)
+    return 2

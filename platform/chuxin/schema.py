@@ -1,0 +1,67 @@
+"""Row contracts: the tables that stages exchange, one pyarrow schema each, one word a thing.
+
+Ids are int64 >= 0 (see ids.py). Nothing is deleted between tables: `status` is "keep" or the reason why a row fell.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+KEEP = "keep"
+
+
+def _schema(**fields: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in fields.items()])
+
+
+DOCUMENTS = _schema(
+    document_id=pa.int64(), source=pa.string(), file=pa.string(), position=pa.int64(), title=pa.string(),
+    text=pa.string(), url=pa.string(), license=pa.string(), meta=pa.string(),
+)
+"""Raw texts as they came; `position` is a byte offset or element index in `file`, `meta` is JSON."""
+
+PASSAGES = _schema(
+    passage_id=pa.int64(), document_id=pa.int64(), offset=pa.int32(), source=pa.string(), title=pa.string(),
+    text=pa.string(), text_hash=pa.int64(), n_chars=pa.int32(), han_share=pa.float32(), holds_gold=pa.bool_(),
+    status=pa.string(),
+)
+"""Normalised passages; `offset` counts code points into the normalised document."""
+
+PASSAGE = pa.struct([
+    ("passage_id", pa.int64()), ("text", pa.string()), ("text_hash", pa.int64()), ("score", pa.float32()),
+])
+"""A passage inside a group: its teacher score (null if none) stands beside it, so it cannot slip."""
+
+GROUPS = _schema(
+    query_id=pa.int64(), query=pa.string(), query_hash=pa.int64(), positives=pa.list_(PASSAGE),
+    negatives=pa.list_(PASSAGE), source=pa.string(), status=pa.string(),
+    lineage=pa.struct([("file", pa.string()), ("position", pa.int64())]),
+)
+"""A query with its labelled passages."""
+
+REJECTS = _schema(
+    source=pa.string(), file=pa.string(), line=pa.int64(), position=pa.int64(), reason=pa.string(), raw=pa.string(),
+)
+"""Lines set aside at ingest; `line` counts from 1, `raw` holds the first 2,000 characters."""
+
+PLAN_GROUPS = _schema(
+    epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), query_id=pa.int64(), source=pa.string(),
+    query_hash=pa.int64(), query_ids=pa.list_(pa.int32()),
+    passages=pa.list_(pa.struct([
+        ("passage_id", pa.int64()), ("text_hash", pa.int64()), ("token_ids", pa.list_(pa.int32())),
+        ("score", pa.float32()),
+    ])),
+)
+"""A contrastive batch plan: rows of a global batch, cut into slices; passages[0] is the positive."""
+
+PLAN_TEXTS = _schema(
+    epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), passage_id=pa.int64(), offset=pa.int32(),
+    source=pa.string(), token_ids=pa.list_(pa.int32()),
+)
+"""A RetroMAE batch plan: token sequences with special tokens; `offset` counts tokens into the passage."""
+
+EVAL = _schema(
+    model=pa.string(), task=pa.string(), query_id=pa.string(), kind=pa.string(), ndcg_at_10=pa.float32(),
+    recall_at_100=pa.float32(),
+)
+"""One row a query, task and model."""

@@ -1,0 +1,69 @@
+"""The story of a run, told from the manifests: what the report and the closing table show.
+
+Leaves out: how it looks (report/).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chuxin.artifacts import Artifact
+from chuxin.config import to_plain
+from chuxin.report.summary import Contamination, StageRow, Summary
+
+
+def summarise(recipe: Any, done: Sequence[tuple[Artifact, bool]]) -> Summary:
+    """Builds the summary of a run.
+
+    Args:
+        recipe: The recipe's resolved config.
+        done: The artifacts in the recipe's order, each with whether this run found it committed.
+    """
+    manifests = [artifact.manifest for artifact, _ in done]
+    rows = tuple(
+        StageRow(m["stage"], m["seconds"], m["rows_in"], m["rows_out"], m["drops"], "skipped" if skipped else "ran",
+                 m["fingerprint"], m["histograms"], m["facts"])
+        for m, (_, skipped) in zip(manifests, done, strict=True)
+    )
+    losses = {a.manifest["stage"]: _losses(a) for a, _ in done if _holds(a, "metrics.jsonl")}
+    results = next((a.path("results.json") for a, _ in done if _holds(a, "results.json")), None)
+    return Summary(
+        name=recipe.name,
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        machine=machine(),
+        versions=manifests[-1]["versions"] if manifests else {},
+        stages=rows,
+        losses=losses,
+        contamination=tuple(Contamination(**leak) for m in manifests for leak in m["facts"].get("contamination", [])),
+        evaluation=json.loads(Path(results).read_text(encoding="utf-8")) if results else {},
+        config_yaml=yaml.safe_dump(to_plain(recipe), allow_unicode=True, sort_keys=False),
+    )
+
+
+def machine() -> str:
+    """Names the processor, the cores and the memory of this machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        processor = ""  # not Linux: the architecture below has to do
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{processor or platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB"
+
+
+def _holds(artifact: Artifact, name: str) -> bool:
+    return any(name in partition["files"] for partition in artifact.partitions())
+
+
+def _losses(artifact: Artifact) -> list[tuple[int, float]]:
+    lines = Path(artifact.path("metrics.jsonl")).read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [(r["step"], r["loss"]) for r in records if "loss" in r]

@@ -1,0 +1,125 @@
+"""The dependency rule: what computes runs without Ray, and stages meet in schema.py and on disk only."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE_ROOT = ROOT / "platform"
+MODULES = {
+    ".".join(p.relative_to(SOURCE_ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+    for p in sorted((SOURCE_ROOT / "chuxin").rglob("*.py"))
+}
+STAGES = {"corpus", "pairs", "synthesis", "mining", "packing", "training", "evaluation", "release", "serving", "sample"}
+SHARED = {"models", "encoding", "search", "losses", "report"}
+# Stage packages that may import another. Labelled sets are read while the corpus is curated, by the pairs' adapters.
+ALLOWED = {("corpus", "pairs")}
+# What binds stages to Ray, to files and to the command line; everything else is pure.
+RIM = {"artifacts", "telemetry", "runner", "recipe", "commands"}
+RAY = re.compile(r"chuxin\.(artifacts|telemetry|runner|\w+\.pipeline|training\.worker|synthesis\.llm|serving\.\w+)")
+OWNERS = {
+    "ray": RAY,
+    "pydantic": re.compile(r"chuxin\.config"),
+    "deepspeed": re.compile(r"chuxin\.training\.(deepspeed|worker)"),
+    "vllm": re.compile(r"chuxin\.synthesis\.llm"),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports at any depth, `from a import b` as both a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def is_rim(module: str) -> bool:
+    head = module.removeprefix("chuxin.")
+    return head in RIM or bool(RAY.fullmatch(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_rim_imports_ray_and_the_engines(module: str) -> None:
+    tops = {name.partition(".")[0] for name in imports(MODULES[module])}
+    for package, owners in OWNERS.items():
+        assert package not in tops or owners.fullmatch(module), f"{module} imports {package}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_stages_do_not_import_each_other(module: str) -> None:
+    own = (module.split(".") + [""])[1]
+    used = {name.split(".")[1] for name in imports(MODULES[module]) if name.startswith("chuxin.")}
+    if own in SHARED:
+        assert not used & STAGES, f"{module} is shared and imports a stage"
+    if own in STAGES:
+        others = {other for other in used & STAGES - {own} if (own, other) not in ALLOWED}
+        assert not others, f"{module} imports the stages {others}: they meet in schema.py and on disk"
+
+
+def test_the_core_imports_without_ray_pydantic_deepspeed_and_vllm() -> None:
+    # A GPU test machine may hold torch, transformers, pyarrow and numpy only.
+    core = [m for m in MODULES if not is_rim(m)]
+    assert "chuxin.schema" in core and any(m.startswith("chuxin.models.") for m in core)
+    code = """
+import importlib, sys
+
+class Blocker:
+    blocked = {"ray", "pydantic", "deepspeed", "vllm"}
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.blocked:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocker())
+failed = []
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        failed.append(f"{module}: {error}")
+sys.exit("\\n".join(failed))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *core], capture_output=True, text=True, timeout=180,
+                          env={**os.environ, "PYTHONPATH": str(SOURCE_ROOT)})
+    assert done.returncode == 0, done.stderr
+
+
+def test_configs_are_light() -> None:
+    # `--help` and every worker load them all: none may pull in torch, transformers, deepspeed or ray.
+    configs = [m for m in MODULES if m.endswith(".config")]
+    code = ("import importlib, sys\n"
+            "for m in sys.argv[1:]: importlib.import_module(m)\n"
+            "sys.exit(', '.join(sorted({'torch', 'transformers', 'deepspeed', 'ray'} & set(sys.modules))))")
+    done = subprocess.run([sys.executable, "-c", code, *configs], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(SOURCE_ROOT)})
+    assert done.returncode == 0, f"importing the configs imports {done.stderr}"
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    runtime = _declared(project["dependencies"])
+    every = runtime | _declared([r for extra in project["optional-dependencies"].values() for r in extra])
+    distributions = metadata.packages_distributions()
+    for top, declared in (("platform", runtime), ("jobs", runtime), ("tests", every)):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for name in sorted({n.partition(".")[0] for n in imports(path)} - sys.stdlib_module_names - {"chuxin"}):
+                owners = {_normal(d) for d in distributions.get(name, [name])}
+                assert owners & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not pin"
+
+
+def _declared(requirements: list[str]) -> set[str]:
+    return {_normal(re.match(r"[\w.-]+", requirement).group()) for requirement in requirements}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
