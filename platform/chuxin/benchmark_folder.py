@@ -2,7 +2,8 @@
 
     corpus.jsonl[.gz]    {"_id" or "id", "title" (optional), "text"}
     queries.jsonl[.gz]   {"_id" or "id", "text", "kind" (optional, also inside "metadata")}
-    qrels/test.tsv       query id TAB corpus id TAB score, after a header line; or qrels.tsv, with or without one
+    qrels/test.tsv       query id TAB corpus id TAB score, after a header line; or qrels.tsv, with or
+    without one
 
 Used by curate (what must not be trained on) and evaluate (what is measured).
 """
@@ -51,8 +52,8 @@ def load(path: str) -> Benchmark:
     """Reads a local benchmark folder.
 
     Raises:
-        InputError: A file is missing, a line is bad, an id occurs twice, or a judgement names an unknown id; names
-            the file and line.
+        InputError: A file is missing, a line is bad, an id occurs twice, or a judgement names an unknown
+            id; names the file and line.
     """
     root = Path(path)
     if not root.is_dir():
@@ -66,8 +67,9 @@ def load(path: str) -> Benchmark:
     texts = [f"{title} {row['text']}" if title else row["text"]
              for title, row in zip(titles, corpus.values(), strict=True)]
     return Benchmark(
-        name=root.resolve().name, corpus_ids=list(corpus), corpus_texts=texts, titles=titles, query_ids=judged,
-        queries=[queries[q]["text"] for q in judged], kinds=[_kind(queries[q]) for q in judged],
+        name=root.resolve().name, corpus_ids=list(corpus), corpus_texts=texts, titles=titles,
+        query_ids=judged, queries=[queries[q]["text"] for q in judged],
+        kinds=[_kind(queries[q]) for q in judged],
         qrels={q: qrels[q] for q in judged},
     )
 
@@ -115,7 +117,7 @@ def _read_qrels(file: Path, queries: set[str], corpus: set[str]) -> dict[str, di
         query, passage, score = fields
         for kind, key, known in (("query", query, queries), ("passage", passage, corpus)):
             if key not in known:
-                raise InputError(where, f"there is no {kind} with the id {key}", "Correct the id, or add the row")
+                raise InputError(where, f"there is no {kind} with the id {key}", "Correct it, or add the row")
         qrels.setdefault(query, {})[passage] = int(score)
     if not qrels:
         raise InputError(str(file), "it holds no judgement", "Add lines: query id, corpus id, score")

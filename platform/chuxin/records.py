@@ -1,10 +1,12 @@
 """Records: raw files as streams of rows, each with the position that its id is made of, in bounded memory.
 
-Three containers: JSON lines (plain files are cut at line ends into byte ranges; .gz and .zst are read whole), one
-JSON array (streamed), Parquet (cut at row groups). A position is the line's byte offset in the uncompressed file, or
-the index of the array's element or the table's row, so it does not depend on how a file was cut.
+Three containers: JSON lines (plain files are cut at line ends into byte ranges; .gz and .zst are read
+whole), one JSON array (streamed), Parquet (cut at row groups). A position is the line's byte offset in the
+uncompressed file, or the index of the array's element or the table's row, so it does not depend on how a
+file was cut.
 
-Leaves out: what the fields mean (corpus/sources, pairs/sources) and what happens to malformed rows (the pipelines).
+Leaves out: what the fields mean (corpus/sources, pairs/sources) and what happens to malformed rows (the
+pipelines).
 """
 
 from __future__ import annotations
@@ -110,7 +112,9 @@ def _fits(name: str, container: Container) -> bool:
 
 
 def cut(path: str, container: Container, part_bytes: int) -> list[Part]:
-    """Cuts the files of a source into parts of about `part_bytes`, always in the same way for the same files."""
+    """Cuts the files of a source into parts of about `part_bytes`, always in the same way for the same
+    files.
+    """
     parts = []
     for uri, file, size in list_files(path, container):
         if container == "parquet":
@@ -139,8 +143,8 @@ def read(part: Part, columns: Sequence[str] = ()) -> Iterator[Record]:
     """Streams the rows of a part; `columns` names those wanted of a Parquet file (absent ones are left out).
 
     Raises:
-        InputError: The file is cut short or broken as a whole: a bad gzip or zstd stream, a broken JSON array, a
-            Parquet file that is none. A single bad line is a Record with `error`.
+        InputError: The file is cut short or broken as a whole: a bad gzip or zstd stream, a broken JSON
+            array, a Parquet file that is none. A single bad line is a Record with `error`.
     """
     if part.container == "lines":
         return _read_lines(part)
@@ -193,7 +197,9 @@ def _skip_line(file: BinaryIO) -> int:
 
 
 def _first_line(file: BinaryIO, start: int) -> int:
-    """Seeks to the first line that begins at or after `start`: the line across it belongs to the range before."""
+    """Seeks to the first line that begins at or after `start`: the line across it belongs to the range
+    before.
+    """
     if start == 0:
         return 0
     file.seek(start - 1)
@@ -270,7 +276,9 @@ def _open(path: str) -> Iterator[io.BufferedReader]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompresses zstd frames one after another. The library's own reader ends silently where a file is cut short."""
+    """Decompresses zstd frames one after another. The library's own reader ends silently where a file is
+    cut short.
+    """
 
     def __init__(self, source: BinaryIO) -> None:
         import zstandard
@@ -333,7 +341,10 @@ def rest(value: Mapping[str, Any], used: Iterable[str | None]) -> str:
 
 def raw_text(record: Record) -> str:
     """Returns the first characters of a malformed row as it came."""
-    raw = record.raw.decode("utf-8", "replace") if record.raw else json.dumps(record.value, ensure_ascii=False, default=str)
+    if record.raw:
+        raw = record.raw.decode("utf-8", "replace")
+    else:
+        raw = json.dumps(record.value, ensure_ascii=False, default=str)
     return raw[:RAW_CHARS].rstrip("\r\n")
 
 
@@ -354,4 +365,5 @@ def require_field(records: Iterable[Record], field: str, path: str) -> Iterator[
         yield record
     if seen and not found:
         there = ", ".join(list(fields)[:12]) or "none"
-        raise InputError(path, f"none of its first {seen} rows has the field `{field}` (there are: {there})", remedy)
+        problem = f"none of its first {seen} rows has the field `{field}` (there are: {there})"
+        raise InputError(path, problem, remedy)

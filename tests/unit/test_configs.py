@@ -16,5 +16,6 @@ def test_the_worlds_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_loads(path: Path) -> None:
+def test_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/data")  # where the real worlds find their files
     assert isinstance(load(RecipeConfig, str(path)), RecipeConfig)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "platform" / "chuxin"
 SOURCES = sorted(p for top in ("platform", "jobs", "tests") for p in (ROOT / top).rglob("*.py"))
@@ -51,10 +49,9 @@ def test_modules_do_not_shadow_the_packages_they_use() -> None:
     assert not {"ray", "torch", "datasets", "transformers"} & {p.stem for p in PACKAGE.iterdir()}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_the_package_is_imported_as_chuxin(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not [name for name in imported(tree) if name.startswith("platform.")]
+def test_the_package_is_imported_as_chuxin() -> None:
+    trees = {relative(path): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+    assert not [(path, name) for path, tree in trees.items() for name in imported(tree) if name.startswith("platform.")]
 
 
 def test_no_text_names_the_package_through_its_source_root() -> None:
@@ -74,11 +71,9 @@ def test_every_package_folder_says_what_it_is() -> None:
         assert len(body) == 1 and ast.get_docstring(ast.Module(body, [])), f"{relative(init)}: one docstring, no more"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_files_stay_small(path: Path) -> None:
-    limit = 80 if path.is_relative_to(ROOT / "jobs") else 500
-    with open(path, encoding="utf-8") as file:
-        assert sum(1 for _ in file) <= limit
+def test_files_stay_small() -> None:
+    lines = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert not {path: n for path, n in lines.items() if n > (80 if path.startswith("jobs/") else 500)}
 
 
 def test_no_file_is_a_drawer() -> None:

@@ -1,0 +1,3 @@
+"""Raw text to clean passages: read sources, normalise, split, measure, dedup, decontaminate; the verbs
+ingest and curate.
+"""

@@ -1,0 +1,70 @@
+"""Where a model stands: a local directory, a URI (copied here once a process), or a hub name."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import fsspec
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from chuxin.errors import InputError
+
+# What no loader here reads; the list FlagEmbedding 1.4.2 skips, plus the exports of other runtimes.
+IGNORED = ["flax_model.msgpack", "rust_model.ot", "tf_model.h5", "*.onnx", "onnx/*", "openvino/*", "imgs/*"]
+
+
+def local_directory(path: str) -> str:
+    """Returns a local directory with the model's files.
+
+    Raises:
+        InputError: There is no such directory, and it cannot be had as a URI or from the hub.
+    """
+    if os.path.isdir(path):
+        return path
+    if "://" in path:
+        return _download(path)
+    remedy = "Give a directory, or a hub name like BAAI/bge-m3 with the network up and HF_HUB_OFFLINE unset"
+    is_name = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not path.endswith("/")
+    if not is_name:
+        raise InputError(path, "there is no such model directory", remedy)
+    try:
+        return snapshot_download(path, ignore_patterns=IGNORED)
+    except (
+        OSError,
+        ValueError,
+        HFValidationError,
+    ) as error:  # HF's and the network's errors derive from these
+        problem = f"there is no such model directory, and the hub does not give it ({type(error).__name__})"
+        raise InputError(path, problem, remedy) from error
+
+
+@contextlib.contextmanager
+def written_directory(path: str) -> Iterator[str]:
+    """Gives a local directory to write into; for a URI its content is uploaded on a clean exit."""
+    if "://" not in path:
+        os.makedirs(path, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="chuxin-model-") as local:
+        yield local
+        filesystem, remote = fsspec.core.url_to_fs(path)
+        filesystem.put(local + "/", remote.rstrip("/") + "/", recursive=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _download(uri: str) -> str:
+    # Committed artifacts never change, so one copy a process is enough.
+    filesystem, remote = fsspec.core.url_to_fs(uri)
+    if not filesystem.isdir(remote):
+        raise InputError(uri, "there is no such model directory", "Give the URI of a committed model")
+    local = tempfile.mkdtemp(prefix="chuxin-model-")
+    atexit.register(shutil.rmtree, local, ignore_errors=True)
+    filesystem.get(remote.rstrip("/") + "/", local + "/", recursive=True)
+    return local

@@ -1,0 +1,3 @@
+"""Labelled sets to training groups: adapters, rules; needs nothing of the corpus package, which curates
+both.
+"""

@@ -1,0 +1,80 @@
+"""The release stage: export a checkpoint, read it back in the three ways, and only then commit it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from chuxin.artifacts import Artifact, Attempt, filesystem
+from chuxin.errors import InputError
+from chuxin.release.card import Described, Origin, render
+from chuxin.release.config import ReleaseConfig
+from chuxin.runner import Context
+
+
+def run(ctx: Context, config: ReleaseConfig) -> None:
+    """Writes the artifact's file `model`: the release directory.
+
+    Facts: the smallest cosine of each reader with the training checkpoint, and whether the heads are trained.
+    """
+    results = None if config.evaluation is None else _results(ctx, config.evaluation)
+    stage = str(config.model).partition(":")[0]
+    origins = lineage(ctx.inputs[stage]) if stage in ctx.inputs else []
+    task = partial(release, config, results, origins)
+    work = {"release": ctx.resolve(config.model)}
+    ctx.draft.map(work, task, name="release", num_cpus=config.execution.num_cpus)
+
+
+def release(
+    config: ReleaseConfig,
+    results: dict[str, Any] | None,
+    origins: list[Origin],
+    key: str,
+    checkpoint: str,
+    attempt: Attempt,
+) -> None:
+    """Writes and checks the release directory; runs on a worker."""
+    from chuxin.models.checkpoint import load_model, load_tokenizer
+    from chuxin.release.export import export
+    from chuxin.release.verify import verify
+
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    described = Described(
+        config.name, config.license, model.backbone.config.num_hidden_layers, model.hidden,
+        model.backbone.config.vocab_size, sum(p.numel() for p in model.backbone.parameters()), config.max_len,
+        model.heads_trained,
+    )  # fmt: skip
+    card = render(described, results, origins)
+    note = {"name": config.name, "origins": [o._asdict() for o in origins]}
+    export(model, tokenizer, attempt.path("model"), config.max_len, card, note)
+    cosines = verify(checkpoint, attempt.path("model"), config.max_len)
+    facts = {f"least_cosine_{reader}": value for reader, value in cosines.items()}
+    attempt.count(facts={**facts, "heads_trained": model.heads_trained})
+
+
+def lineage(artifact: Artifact) -> list[Origin]:
+    """Returns the stages behind an artifact and itself, inputs before what is made of them, each once."""
+    found: dict[str, Origin] = {}
+
+    def visit(current: Artifact) -> None:
+        if current.fingerprint in found:
+            return
+        for given in current.manifest["inputs"].values():
+            visit(Artifact(given["uri"]))
+        manifest = current.manifest
+        found[current.fingerprint] = Origin(
+            manifest["stage"], current.fingerprint, manifest["rows_in"], manifest["rows_out"]
+        )
+
+    visit(artifact)
+    return list(found.values())
+
+
+def _results(ctx: Context, ref: str) -> dict[str, Any]:
+    path = ctx.inputs[ref].path("results.json") if ref in ctx.inputs else ctx.resolve(ref)
+    fs, local = filesystem(path)
+    try:
+        return json.loads(fs.cat_file(local))
+    except (OSError, ValueError) as error:
+        raise InputError(path, "these are no results of an evaluation", "Give an evaluate stage") from error

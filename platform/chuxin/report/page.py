@@ -1,0 +1,133 @@
+"""The run's page: one HTML file that needs nothing else, neither network nor script.
+
+This module turns a Summary into numbers, labels and positions; templates/ lays them out. Charts of rows and
+scores are HTML and CSS, so that their text keeps its size on a phone; loss curves are small inline SVGs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from chuxin.report import charts
+from chuxin.report.summary import StageRow, Summary
+
+
+def render(summary: Summary) -> str:
+    """Returns the page's HTML."""
+    loader = PackageLoader("chuxin.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "signed": _signed, "count": "{:,}".format, "clock": _clock}
+    return environment.get_template("report.html.j2").render(
+        summary=summary,
+        funnel=funnel(summary.stages),
+        tasks=[task_view(name, entry, summary.evaluation) for name, entry in _tasks(summary)],
+        systems=system_classes(summary.evaluation.get("systems", [])),
+        bootstrap=summary.evaluation.get("bootstrap", {}),
+        curves=[(stage, charts.curve(losses)) for stage, losses in summary.losses.items() if losses],
+        histograms=[
+            (stage.name, name, bars, sum(counts))
+            for stage in summary.stages
+            for name, counts in stage.histograms.items()
+            if (bars := charts.histogram(counts))
+        ],
+        notes=[(stage.name, notes) for stage in summary.stages if (notes := scalar_facts(stage.facts))],
+        seconds=sum(stage.seconds for stage in summary.stages if stage.status == "ran"),
+    )
+
+
+def system_classes(systems: Sequence[str]) -> dict[str, str]:
+    """Returns the look of each system: the last one leads, BM25 is the baseline, the others stand between."""
+    looks = {system: "base" if system == "BM25" else "mid" for system in systems}
+    return looks | {systems[-1]: "lead"} if systems else looks
+
+
+def funnel(stages: Sequence[StageRow]) -> list[dict[str, Any]]:
+    """Returns the bars of rows by stage on one scale, each reason's bar where the rows it took would have
+    stood.
+
+    Stages without rows are left out, and so are those at the end that only pass rows on (training,
+    evaluation).
+    """
+    shown = [stage for stage in stages if stage.handled]
+    while shown and not shown[-1].dropped and shown[-1].rows_in == shown[-1].rows_out:
+        shown.pop()
+    scale = 100 / max((stage.handled for stage in shown), default=1)
+    bars = []
+    for stage in shown:
+        end, reasons = stage.handled, []
+        for reason, count in sorted(stage.drops.items(), key=lambda item: (-item[1], item[0])):
+            if count:
+                end -= count
+                share = count / stage.handled
+                reasons.append(
+                    {
+                        "name": reason,
+                        "count": count,
+                        "share": share,
+                        "left": end * scale,
+                        "width": count * scale,
+                    }
+                )
+        bars.append(
+            {
+                "stage": stage,
+                "kept": stage.rows_out * scale,
+                "dropped_left": (stage.handled - stage.dropped) * scale,
+                "dropped_width": stage.dropped * scale,
+                "reasons": reasons,
+                "share": stage.dropped / stage.handled,
+            }
+        )
+    return bars
+
+
+def task_view(name: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one benchmark's slices, with the last system's gains over the others."""
+    systems = results["systems"]
+    slices = []
+    for kind, part in entry["slices"].items():
+        gains = {d["baseline"]: d["ndcg_at_10"] for d in part["differences"] if d["system"] == systems[-1]}
+        best = {
+            metric: max(part["scores"][system][metric]["mean"] for system in systems)
+            for metric in ("ndcg_at_10", "recall_at_100")
+        }
+        slices.append({"kind": kind, "n": part["n"], "scores": part["scores"], "gains": gains, "best": best})
+    return {"name": name, "queries": entry["queries"], "corpus": entry["corpus"], "slices": slices}
+
+
+def scalar_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the facts that are one number or a short text, as they are shown."""
+    shown = []
+    for name, value in facts.items():
+        if isinstance(value, bool) or (isinstance(value, str) and len(value) <= 60):
+            shown.append((name, str(value)))
+        elif isinstance(value, int):
+            shown.append((name, f"{value:,}"))
+        elif isinstance(value, float):
+            shown.append((name, f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"))
+    return shown
+
+
+def _tasks(summary: Summary) -> Sequence[tuple[str, Mapping[str, Any]]]:
+    return list(summary.evaluation.get("tasks", {}).items())
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _signed(share: float) -> str:
+    # A true minus sign: it is as wide as the plus, so the column stays aligned.
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

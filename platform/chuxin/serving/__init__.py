@@ -1,0 +1,1 @@
+"""The endpoint: a released model behind OpenAI's embeddings protocol on Ray Serve."""

@@ -1,0 +1,69 @@
+"""DeepSpeed as this platform uses it: its config as data, and the engine around a module.
+
+DeepSpeed shards (ZeRO 0 … 3) and reduces gradients; optimizer, learning rate and objective are ours, so that nothing
+about them is decided by its defaults. Leaves out: offloading, fp16, its data loader, scheduler and launcher.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+# No print every n steps: progress is reported by the driver.
+_NEVER = 1 << 60
+
+
+def deepspeed_config(zero_stage: int, bf16: bool, max_grad_norm: float) -> dict[str, Any]:
+    """Returns DeepSpeed's config.
+
+    Args:
+        zero_stage: 0 replicates everything, 1 shards the optimizer, 2 gradients too, 3 weights too.
+        bf16: Matrix products in bf16; weights, gradients and optimizer state stay fp32.
+        max_grad_norm: Used from stage 1 on. At stage 0 the loop clips, since DeepSpeed would not tell the norm.
+    """
+    return {
+        # Batches are composed by the plan; these two only have to be consistent.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm if zero_stage else 0.0,
+        "zero_optimization": {"stage": zero_stage},
+        # An empty list: gradients travel in fp32, or losses would depend on the number of workers.
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "steps_per_print": _NEVER,
+    }
+
+
+def new_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """Wraps a module; torch.distributed must be initialised.
+
+    Returns:
+        A `DeepSpeedEngine`.
+    """
+    # The venv's ninja, should an op of DeepSpeed be compiled: a job's PATH need not have the venv in it.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    # On a CPU DeepSpeed compiles an all-reduce over shared memory when it starts (30 to 95 s here), under a lock
+    # that a killed run leaves behind and the next waits for without end. Only its inference engine calls that op.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    return engine
+
+
+@contextlib.contextmanager
+def whole_weights(module: nn.Module, zero_stage: int) -> Iterator[None]:
+    """Within the block the module's weights are whole on every rank; only ZeRO-3 has to gather them."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        yield

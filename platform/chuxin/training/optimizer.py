@@ -1,0 +1,44 @@
+"""AdamW over a module's parameters, and the learning rate as a pure function of the step.
+
+The rate has no state of its own, so a resumed run cannot be off by a step. Leaves out: sharding (DeepSpeed).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from chuxin.training.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
+    """Returns the learning rate of a step.
+
+    Args:
+        config: Rate, warm-up and schedule.
+        step: 1 … total. The first step of a warm-up of w steps has 1/w of the full rate.
+        total: Steps of the whole run; a linear decay would reach 0 at step total + 1, so every step counts.
+    """
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (total + 1 - step) / (total + 1 - config.warmup_steps)
+
+
+def new_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Builds AdamW with two parameter groups: matrices decay, biases and norms do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, foreach=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

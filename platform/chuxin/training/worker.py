@@ -1,0 +1,261 @@
+"""The training stages: Ray Train starts the workers, DeepSpeed wraps the model, the loop trains, the driver commits.
+
+A run's state is in `ctx.draft.state`: checkpoints (checkpoint.py) and, at the end, the export. A run that is killed,
+driver included, continues from the newest complete checkpoint when the stage is run again; a lost worker is replaced
+by Ray Train and the group continues likewise. Leaves out: objectives and loop, which know nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from chuxin import telemetry
+from chuxin.artifacts import Artifact, filesystem, is_local, read_json, write_json
+from chuxin.errors import InputError
+from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
+from chuxin.models.encoder import M3Model
+from chuxin.models.location import local_directory
+from chuxin.models.retromae import Drawing, RetroMAE
+from chuxin.models.vocabulary import require_special_tokens, vocabulary_fingerprint
+from chuxin.runner import Context
+from chuxin.training import checkpoint, progress
+from chuxin.training.config import FinetuneConfig, PretrainConfig
+from chuxin.training.deepspeed import deepspeed_config, new_engine, whole_weights
+from chuxin.training.finetune import Contrastive, trained_module
+from chuxin.training.loop import Objective, Record, set_dropout, train, watch
+from chuxin.training.optimizer import new_optimizer
+from chuxin.training.plan_reader import Plan, open_plan
+from chuxin.training.pretrain import Rebuild
+
+EXTRA_FILE = "retromae.pt"
+"""Decoder and head of a pretraining, beside the model they were trained with."""
+TOLD_EVERY = 10.0
+"""Seconds between progress lines."""
+GAUGES = ("loss", "encoder_loss", "decoder_loss", "accuracy", "lr", "grad_norm", "tokens_per_second", "step")
+
+
+class Run(NamedTuple):
+    """All that a worker is told."""
+
+    stage: str
+    config: PretrainConfig | FinetuneConfig
+    plan: Plan
+    plan_uri: str
+    model: str
+    state: str
+
+
+def pretrain(ctx: Context, config: PretrainConfig) -> None:
+    """Pretrains the model by RetroMAE. The artifact holds model/ (with retromae.pt) and metrics.jsonl.
+
+    Raises:
+        InputError: The plan does not fit the model, or the loss is not finite.
+    """
+    _run(ctx, config)
+
+
+def finetune(ctx: Context, config: FinetuneConfig) -> None:
+    """Trains the dense vector contrastively. The artifact holds model/ and metrics.jsonl.
+
+    Raises:
+        InputError: The plan does not fit the model, or the loss is not finite.
+    """
+    _run(ctx, config)
+
+
+def check_plan(plan: Plan, uri: str, model: M3Model, vocabulary: str, workers: int) -> None:
+    """Checks that a plan's token ids mean what this model takes them for.
+
+    Raises:
+        InputError: Another vocabulary, ids or lengths beyond the model's tables, or more workers than slices.
+    """
+    vocab_size = model.backbone.config.vocab_size
+    repack = "Pack again with this model's tokenizer"
+    if plan.vocabulary != vocabulary:
+        raise InputError(uri, "the plan was made with another tokenizer than the model's", repack)
+    if plan.max_token_id >= vocab_size:
+        raise InputError(uri, f"token id {plan.max_token_id} is beyond the model's {vocab_size} entries", repack)
+    if plan.longest > model.max_length:
+        remedy = f"Pack again with at most {model.max_length} tokens a text"
+        raise InputError(uri, f"a text has {plan.longest} tokens, the model takes {model.max_length}", remedy)
+    if workers > plan.slices:
+        remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
+        raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
+
+
+def _run(ctx: Context, config: PretrainConfig | FinetuneConfig) -> None:
+    state = _absolute(ctx.draft.state)
+    head = config.plan.partition(":")[0]
+    artifact = ctx.inputs[head] if head in ctx.inputs else Artifact(config.plan)
+    uri = _absolute(artifact.uri)
+    files = [_absolute(file) for file in artifact.parts("plan")]
+    plan = open_plan(uri, artifact.partitions(), files)
+    done = read_json(f"{state}/export/complete.json")
+    if done is None:
+        _fit(ctx, config, plan, uri, state)
+        done = read_json(f"{state}/export/complete.json")
+    with ctx.draft.attempt("model") as attempt:
+        _fetch(f"{state}/export/model", attempt.path("model"))
+        _fetch(f"{state}/export/{checkpoint.METRICS}", attempt.path(checkpoint.METRICS))
+        attempt.count(rows_in=done["rows"], rows_out=done["rows"], facts=done)
+
+
+def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri: str, state: str) -> None:
+    execution = config.execution
+    resources = {"CPU": float(execution.cpus_per_worker), **({"GPU": 1.0} if execution.use_gpu else {})}
+    model = ctx.resolve(config.model)
+    model = os.path.abspath(model) if os.path.isdir(model) else model
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": Run(ctx.name, config, plan, uri, model, state)},
+        scaling_config=ScalingConfig(
+            num_workers=execution.num_workers, use_gpu=execution.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=ctx.name, storage_path=f"{state}/ray",
+            failure_config=FailureConfig(max_failures=execution.max_failures),
+        ),
+    )  # fmt: skip
+    with progress.followed(state, ctx.log):
+        trainer.fit()
+    error = progress.take_error(state)
+    if error is not None:
+        raise error
+
+
+def _line(record: Record) -> str:
+    elapsed, left = (f"{int(record[key]) // 60}:{int(record[key]) % 60:02d}" for key in ("elapsed", "remaining"))
+    return (
+        f"step {record['step']}/{record['total']}, epoch {record['epoch']}, loss {record['loss']:.3f}, "
+        f"lr {record['lr']:.2g}, {record['tokens_per_second']:,} tokens/s, {elapsed} elapsed, about {left} left"
+    )
+
+
+def _work(settings: dict[str, Run]) -> None:
+    """Runs in each worker."""
+    run = settings["run"]
+    torch.set_num_threads(run.config.execution.cpus_per_worker)
+    try:
+        _train(run)
+    except InputError as error:
+        # Raised on every rank alike, and not for Ray Train to try again: the driver raises it.
+        if ray.train.get_context().get_world_rank() == 0:
+            progress.leave_error(run.state, error)
+
+
+def _train(run: Run) -> None:
+    import time; T=[time.time()]; D=lambda n: print(n, round(time.time()-T[0],2), flush=True)
+    config, execution = run.config, run.config.execution
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    model, tokenizer = load_model(run.model, device=device), load_tokenizer(run.model)
+    require_special_tokens(tokenizer, run.model)
+    check_plan(run.plan, run.plan_uri, model, vocabulary_fingerprint(tokenizer), workers)
+    total = min(run.plan.batches, config.max_steps or run.plan.batches)
+
+    module = _new_retromae(run, model) if isinstance(config, PretrainConfig) else trained_module(model)
+    set_dropout(module, config.dropout)
+    settings = deepspeed_config(execution.zero_stage, config.dtype == "bf16", config.optimizer.max_grad_norm)
+    engine = new_engine(module, new_optimizer(module, config.optimizer), settings)
+    objective = _new_objective(config, model, engine, tokenizer)
+
+    saved = checkpoint.newest(run.state)
+    records = checkpoint.restore(engine, saved, execution.zero_stage) if saved else []
+    done = saved.step if saved else 0
+    told = progress.Teller(run.state)
+    if rank == 0:
+        tokens = f"{workers} worker{'s' if workers > 1 else ''} of {execution.cpus_per_worker} CPUs"
+        start = f"continues after step {done}" if done else "begins"
+        told.line(f"{start}: {total} steps, {tokens}, ZeRO {execution.zero_stage}, {config.dtype}")
+
+    def tell(record: Record) -> None:
+        if rank == 0:
+            told.line(_line(record))
+            for name in GAUGES:
+                if name in record:
+                    telemetry.gauge(f"train_{name}", float(record[name]), {"stage": run.stage})
+
+    seen = {name: records[-1][name] if records else 0 for name in ("rows_seen", "tokens_seen")}
+    steps = train(engine, objective, run.plan, config, done, total)
+    for record in watch(steps, total, TOLD_EVERY, tell):
+        step = record["step"]
+        seen = {"rows_seen": seen["rows_seen"] + record["rows"], "tokens_seen": seen["tokens_seen"] + record["tokens"]}
+        at_checkpoint = step % execution.checkpoint_every == 0 or step == total
+        if at_checkpoint or step % execution.log_every == 0:
+            records.append({**record, **seen})
+        if at_checkpoint:
+            checkpoint.save(engine, run.state, step, records, execution.zero_stage, execution.keep_checkpoints)
+            ray.train.report({key: record[key] for key in ("step", "epoch", "loss", "grad_norm", "lr")})
+    _export(run, model, module, tokenizer, records, rank)
+
+
+def _new_retromae(run: Run, model: M3Model) -> RetroMAE:
+    module = RetroMAE(model, run.config.seed, run.config.dropout)
+    extra = Path(local_directory(run.model)) / EXTRA_FILE
+    if extra.is_file():
+        module.load_extra_state_dict(torch.load(extra, map_location="cpu", weights_only=True))
+    for head in (model.sparse_linear, model.colbert_linear):
+        head.requires_grad_(False)
+    return module.to(next(model.parameters()).device)
+
+
+def _new_objective(config: PretrainConfig | FinetuneConfig, model: M3Model, engine: Any, tokenizer: Any) -> Objective:
+    execution = config.execution
+    if isinstance(config, FinetuneConfig):
+        return Contrastive(
+            model, engine, config.temperature, tokenizer.pad_token_id, execution.micro_batch_tokens,
+            equal_passes=execution.zero_stage == 3,
+        )  # fmt: skip
+    require_special_tokens(tokenizer, tokenizer.name_or_path, ("mask",))
+    drawing = Drawing(
+        config.seed, config.encoder_mlm_probability, config.decoder_mlm_probability,
+        model.backbone.config.vocab_size, tokenizer.mask_token_id, tokenizer.pad_token_id,
+        tuple(sorted(tokenizer.all_special_ids)),
+    )  # fmt: skip
+    return Rebuild(engine, drawing, execution.micro_batch_tokens, equal_passes=execution.zero_stage >= 2)
+
+
+def _export(
+    run: Run, model: M3Model, module: torch.nn.Module, tokenizer: Any, records: list[Record], rank: int
+) -> None:
+    export = f"{run.state}/export"
+    with whole_weights(module, run.config.execution.zero_stage):
+        if rank:
+            return
+        fs, path = filesystem(export)
+        fs.makedirs(path, exist_ok=True)
+        save_model(model, tokenizer, f"{export}/model")
+        if isinstance(module, RetroMAE):
+            with fs.open(f"{path}/model/{EXTRA_FILE}", "wb") as file:
+                torch.save({key: value.cpu() for key, value in module.extra_state_dict().items()}, file)
+    checkpoint.write_records(f"{export}/{checkpoint.METRICS}", records)
+    last = records[-1]
+    losses = {f"final_{key}": last[key] for key in ("loss", "encoder_loss", "decoder_loss", "accuracy") if key in last}
+    write_json(f"{export}/complete.json", {
+        "steps": last["step"], **losses, "rows": last["rows_seen"], "tokens": last["tokens_seen"],
+    })  # fmt: skip
+
+
+def _fetch(uri: str, target: str) -> None:
+    """Copies a file or directory, local or not, to a local path."""
+    fs, path = filesystem(uri)
+    if not is_local(uri):
+        fs.get(path, target, recursive=True)
+    elif os.path.isdir(path):
+        shutil.copytree(path, target)
+    else:
+        shutil.copyfile(path, target)
+
+
+def _absolute(uri: str) -> str:
+    # Ray Train's workers run in a directory of their own.
+    return os.path.abspath(filesystem(uri)[1]) if is_local(uri) else uri

@@ -1,0 +1,178 @@
+"""The page: self-contained, complete, escaped, and well-formed."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from chuxin.report.page import funnel, render, scalar_facts, system_classes
+from chuxin.report.summary import Contamination, StageRow, Summary
+
+VOID = {"meta", "hr", "br", "link", "img", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects text and tags, and fails on a tag that is closed out of order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += " " + data
+
+
+def parse(html: str) -> Checker:
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert not checker.open
+    checker.text = re.sub(r"\s+", " ", checker.text)
+    return checker
+
+
+def scores(mean: float) -> dict:
+    return {
+        name: {"mean": mean, "low": mean - 0.02, "high": mean + 0.02}
+        for name in ("ndcg_at_10", "recall_at_100")
+    }
+
+
+def results() -> dict:
+    systems = {"BM25": 0.447, "pretrained": 0.2, "finetuned": 0.681}
+    gains = [
+        {"system": "finetuned", "baseline": name, "ndcg_at_10": {"mean": 0.681 - systems[name], "low": low,
+         "high": 0.5, "significant": low > 0}}
+        for name, low in (("BM25", 0.2), ("pretrained", -0.1))
+    ]  # fmt: skip
+    part = {"n": 600, "scores": {name: scores(mean) for name, mean in systems.items()}, "differences": gains}
+    entry = {"queries": 600, "corpus": 2100, "slices": {"all": part, "paraphrase": part}}
+    return {
+        "systems": list(systems),
+        "bootstrap": {"samples": 10_000, "seed": 7, "level": 0.95, "min_queries": 20},
+        "tasks": {"城市": entry},
+    }
+
+
+STAGES = (
+    StageRow("ingest", 9.8, 1000, 990, {"not_json": 10}, "skipped", "f" * 32),
+    StageRow("curate", 75.0, 990, 600, {"too_short": 90, "leaked <b>": 300}, "ran", "0123456789abcdef",
+             {"passage_characters": [0, 0, 5, 20]}, {"rate": 1234.5, "nested": {"x": 1}}),
+    StageRow("finetune", 60.0, 600, 600, {}, "ran", "e" * 32),
+)  # fmt: skip
+SUMMARY = Summary(
+    name="小样 & <script>",
+    created="2025-01-31 14:02",
+    machine="2 cores",
+    versions={"torch": "2.13.0"},
+    stages=STAGES,
+    losses={"finetune": [(i, 5 - i / 100) for i in range(1, 301)]},
+    contamination=(Contamination("training queries equal to a benchmark query", 41, 40),),
+    evaluation=results(),
+    config_yaml="name: 小样\n",
+)
+
+
+def test_everything_is_on_the_page() -> None:
+    text = parse(render(SUMMARY)).text
+    for part in (
+        "小样 & <script>", "2025-01-31 14:02", "torch 2.13.0", "2 min 15 s in 2 of 3 stages",
+        "城市", "68.1", "+23.4", "+20.0 to +50.0", "2,100 passages", "paraphrase · 600 queries",
+        "training queries equal to a benchmark query 41 40", "−300", "30.3 %", "leaked <b>",
+        "in 300 steps", "passage_characters", "0123456789ab", "1,234", "10,000 resamples",
+        "name: 小样",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "nested" not in text
+
+
+def test_is_self_contained_small_and_without_script() -> None:
+    html = render(SUMMARY)
+    page = parse(html)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert not any({"src", "href"} & set(attrs) for _, attrs in page.tags)
+    assert "url(" not in html and "@import" not in html and "http" not in html
+    assert len(html) < 60_000
+
+
+def test_has_both_colour_schemes_and_a_phone_layout() -> None:
+    html = render(SUMMARY)
+    assert "prefers-color-scheme: dark" in html and "max-width: 40rem" in html
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in parse(
+        html
+    ).tags
+
+
+def test_gains_that_are_not_significant_are_grey() -> None:
+    tiles = render(SUMMARY).split('class="tile"')[1].split("</table>")[0]
+    rows = re.findall(r'<tr class="(\w*)">', tiles)
+    assert rows == ["", "unsure"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluation": {}, "losses": {}, "contamination": (), "config_yaml": ""},
+        {"stages": ()},
+        {"losses": {"finetune": []}},
+    ],
+)
+def test_a_run_that_stopped_early_has_a_page(change: dict) -> None:
+    parse(render(dataclasses.replace(SUMMARY, **change)))
+
+
+def test_a_single_system_has_no_gains() -> None:
+    evaluation = results()
+    evaluation["systems"] = ["BM25"]
+    for part in evaluation["tasks"]["城市"]["slices"].values():
+        part["scores"], part["differences"] = {"BM25": scores(0.4)}, []
+    assert "gain in" not in parse(render(dataclasses.replace(SUMMARY, evaluation=evaluation))).text
+
+
+def test_funnel_bars_add_up_and_share_a_scale() -> None:
+    bars = funnel(STAGES)
+    assert [bar["stage"].name for bar in bars] == ["ingest", "curate"]
+    for bar in bars:
+        assert bar["kept"] + bar["dropped_width"] == pytest.approx(bar["stage"].rows_in / 10)
+        reasons = bar["reasons"]
+        assert sum(reason["width"] for reason in reasons) == pytest.approx(bar["dropped_width"])
+        assert min(reason["left"] for reason in reasons) == pytest.approx(bar["dropped_left"])
+        assert [r["count"] for r in reasons] == sorted((r["count"] for r in reasons), reverse=True)
+
+
+def test_funnel_of_documents_split_into_passages() -> None:
+    (bar,) = funnel([StageRow("curate", 1.0, 100, 300, {"short": 100}, "ran", "f")])
+    assert (bar["kept"], bar["dropped_left"], bar["dropped_width"], bar["share"]) == (75, 75, 25, 0.25)
+    assert funnel([StageRow("serve", 1.0, 0, 0, {}, "ran", "f")]) == []
+
+
+def test_looks_and_facts() -> None:
+    assert system_classes(["BM25", "a", "b"]) == {"BM25": "base", "a": "mid", "b": "lead"}
+    assert system_classes([]) == {}
+    facts = {
+        "n": 12345,
+        "rate": 0.12346,
+        "big": 98765.4,
+        "ok": True,
+        "lang": "zh",
+        "list": [1],
+        "long": "x" * 99,
+    }
+    assert scalar_facts(facts) == [
+        ("n", "12,345"), ("rate", "0.1235"), ("big", "98,765"), ("ok", "True"), ("lang", "zh"),
+    ]  # fmt: skip
