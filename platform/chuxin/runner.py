@@ -123,8 +123,11 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in _VERSIONS}},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
     }
-    context = Context(bound, Draft(bound.uri, bound.fingerprint, describe, lambda _: None), inputs, started)
-    context.draft._log = context.log
+
+    def log(message: str) -> None:
+        print(f"    [{bound.stage.name} {clock(time.time() - started)}] {message}", flush=True)
+
+    context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log)
     module, _, function = bound.stage.run.partition(":")
     getattr(importlib.import_module(module), function)(context, bound.config)
     artifact = context.draft.close()

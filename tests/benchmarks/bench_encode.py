@@ -39,9 +39,15 @@ def directory() -> str:
     config = InitConfig(seed=SETTINGS["seed"], passages="none", max_texts=1, vocab_size=SETTINGS["vocabulary"],
                         layers=SETTINGS["layers"], hidden=SETTINGS["hidden"], heads=SETTINGS["heads"],
                         intermediate=4 * SETTINGS["hidden"], max_len=size)
-    path = tempfile.mkdtemp(prefix="bench-encode-")
+    path = folder().name
     save_model(new_model(config, len(tokenizer)), tokenizer, path)
     return path
+
+
+@functools.cache
+def folder() -> tempfile.TemporaryDirectory:
+    """A folder that goes when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="bench-encode-")
 
 
 @functools.cache

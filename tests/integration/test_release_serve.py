@@ -29,10 +29,10 @@ from chuxin.serving.pipeline import call, endpoint, run_forever
 
 pytestmark = [
     pytest.mark.integration,
-    # What Ray 2.60 does to itself: Serve declares its config with keywords that pydantic deprecates, Data sets a
-    # field that it deprecates.
+    # What Ray 2.60 does to itself: Serve declares its config with keywords that pydantic deprecates, Data sets
+    # fields that it deprecates.
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 
 MAX_LENGTH = 128

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-FOLD, DROP, EMOJI, BREAK, SPACE, TRADITIONAL, HAN, MOJIBAKE = (1 << bit for bit in range(8))
+FOLD, DROP, EMOJI, BREAK, SPACE, TRADITIONAL, HAN, KANA, MOJIBAKE = (1 << bit for bit in range(9))
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -62,6 +62,9 @@ SPACE_RANGES: Ranges = (
 )
 """Blanks other than the space itself."""
 
+KANA_RANGES: Ranges = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x31F0, 0x31FF))
+"""Japanese syllables, without the middle dot ・ and the long mark ー."""
+
 LATIN_1: Ranges = ((0x80, 0xA6), (0xA8, 0xAF), (0xB2, 0xB6), (0xB8, 0xD6), (0xD8, 0xF6), (0xF8, 0xFF))
 """What UTF-8 or GBK bytes become when read as Latin-1; §, °, ±, ·, ×, ÷ belong in Chinese text."""
 
@@ -90,11 +93,12 @@ def code_points(text: str) -> np.ndarray:
 
 @functools.cache
 def table() -> np.ndarray:
-    """Returns the flags of every code point, uint8 [0x110000]; built once a process in about 0.1 s."""
-    flags = np.zeros(0x110000, dtype=np.uint8)
+    """Returns the flags of every code point, uint16 [0x110000]; built once a process in about 0.1 s."""
+    flags = np.zeros(0x110000, dtype=np.uint16)
     classes = (
         (FOLD, FOLD_RANGES), (DROP, DROP_RANGES), (EMOJI, EMOJI_RANGES), (BREAK, BREAK_RANGES),
-        (SPACE, SPACE_RANGES), (HAN, HAN_RANGES), (MOJIBAKE, (*LATIN_1, (0xFFFD, 0xFFFD))),
+        (SPACE, SPACE_RANGES), (HAN, HAN_RANGES), (KANA, KANA_RANGES),
+        (MOJIBAKE, (*LATIN_1, (0xFFFD, 0xFFFD))),
     )
     for flag, ranges in classes:
         for first, last in ranges:

@@ -109,6 +109,8 @@ class FilterConfig:
     min_han_share: float = 0.3
     """Han characters among all. Under 2 % of the windows of every corpus of prose fall below it, 55 % of
     Markdown with code do."""
+    max_kana_share: float = 0.1
+    """Japanese syllables: half of Japanese prose, which has Han characters enough to pass the rule above."""
     max_mojibake_share: float = 0.1
     """Characters that a wrong decoding leaves. The most in any right window was 0.05; UTF-8 read as GBK has
     0.2."""

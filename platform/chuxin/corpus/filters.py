@@ -23,6 +23,7 @@ class Measures(NamedTuple):
 
     n_chars: int
     han_share: float
+    kana_share: float
     mojibake_share: float
     repeat_share: float
     contents_share: float
@@ -32,11 +33,10 @@ def measure(text: str) -> Measures:
     """Measures a passage."""
     codes = ch.code_points(text)
     if not len(codes):
-        return Measures(0, 0.0, 0.0, 0.0, 0.0)
+        return Measures(0, 0.0, 0.0, 0.0, 0.0, 0.0)
     flags = ch.table()[codes]
-    han, mojibake = (int(np.count_nonzero(flags & flag)) for flag in (ch.HAN, ch.MOJIBAKE))
-    shares = (han / len(codes), mojibake / len(codes), repeat_share(codes), contents_share(text))
-    return Measures(len(codes), *shares)
+    shares = (np.count_nonzero(flags & flag) / len(codes) for flag in (ch.HAN, ch.KANA, ch.MOJIBAKE))
+    return Measures(len(codes), *map(float, shares), repeat_share(codes), contents_share(text))
 
 
 def repeat_share(codes: np.ndarray) -> float:
@@ -74,6 +74,6 @@ def status(measures: Measures, config: FilterConfig) -> str:
         return "table_of_contents"
     if measures.repeat_share > config.max_repeat_share:
         return "repetitive"
-    if measures.han_share < config.min_han_share:
+    if measures.han_share < config.min_han_share or measures.kana_share > config.max_kana_share:
         return "not_chinese"
     return KEEP

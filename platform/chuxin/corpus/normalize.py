@@ -44,6 +44,7 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _ESCAPED_AMP = re.compile(r"&(?:amp;)+")
 _MAX_NESTING = 8
 
+_TERMINAL = re.compile("\x1b\\[[0-9;?]*[@-~]")  # colours and cursor moves; needs the escape character itself
 _BREAKS = ch.pattern(ch.BREAK_RANGES)
 _DROPPED = ch.pattern(ch.DROP_RANGES)
 _EMOJI = ch.pattern(ch.EMOJI_RANGES)
@@ -82,7 +83,7 @@ def _characters(text: str, config: NormalizeConfig) -> str:
     if flags & ch.BREAK:
         text = _BREAKS.sub("\n", text.replace("\r\n", "\n"))
     if flags & ch.DROP:
-        text = _DROPPED.sub("", text)
+        text = _DROPPED.sub("", _TERMINAL.sub("", text))
     if flags & ch.EMOJI and config.strip_emoji:
         text = _EMOJI.sub("", text)
     if flags & ch.FOLD:

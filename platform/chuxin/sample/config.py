@@ -11,7 +11,7 @@ class SampleConfig:
     """Seed of every draw. Two worlds with different seeds share pools and wording, not entities or facts."""
     passages: int
     """Passages about training entities, rounded up to whole entities (6 to 12 passages each). A world of
-    7,000 has about 900 documents and 6,400 training pairs; 2 k to millions are meant to work."""
+    7,000 has about 2,800 documents and 6,500 training pairs in 5 MB; 2 k to millions are meant to work."""
     benchmark_passages: int
     """Passages in the corpus of each of the two benchmarks, rounded up to whole held-out entities."""
     benchmark_queries: int
@@ -28,7 +28,7 @@ class SampleConfig:
     """Share of a benchmark's queries leaked to the training pairs by their query, as many again by their
     gold passage, and as many again by a raw document that holds the gold passage. At most a quarter."""
     malformed_lines: int = 6
-    """Lines that are no valid record: half in the web pages, half in the pairs, early in their first files."""
+    """Lines that are no valid record: half in the web pages, half in the pairs, in their first files."""
     documents_per_file: int = 250
     """Documents in a raw file; bounds the memory and the size of the files, not their number."""
     pairs_per_file: int = 2500

@@ -28,14 +28,14 @@ RARE_SENTENCES = (
     "登记册里最少见的地名是㙟村，姓氏里则有㑇和䣭。",
 )
 FOREIGN = (
-    "The committee met on Tuesday and agreed to publish the figures for item {n}. Nobody asked for a second vote.",
-    "A short walk from the station there is a small museum; ticket number {n} was sold to a man with a red hat.",
+    "The committee met on Tuesday and agreed to publish the figures for item {n}. Nobody wanted a vote.",
+    "A short walk from the station there is a small museum; ticket {n} was sold to a man with a red hat.",
     "委員会は昨日、第{n}号の報告をまとめました。来週もう一度ひらかれる予定です。",
-    "Комиссия рассмотрела заявку номер {n} и перенесла решение на следующую неделю. Подробности не сообщаются.",
-    "위원회는 어제 {n}번 안건을 검토했으며 다음 주에 다시 모이기로 했습니다. 자세한 내용은 알려지지 않았습니다.",
+    "Комиссия рассмотрела заявку номер {n} и перенесла решение на следующую неделю. Подробностей нет.",
+    "위원회는 어제 {n}번 안건을 검토했으며 다음 주에 다시 모이기로 했습니다. 자세한 내용은 없습니다.",
 )
-SHORT_LINES = ("首页", "登录", "注册", "下一页", "返回顶部", "更多>>", "分享到", "打印", "收藏", "第{n}页", "客服")
-CHAPTERS = ("总则", "概况", "数据来源", "方法说明", "结果", "讨论", "问题与不足", "今后打算", "附表", "致谢", "参考书目")
+SHORT_LINES = ("首页", "登录", "注册", "下一页", "返回顶部", "更多>>", "分享到", "打印", "第{n}页", "客服")
+CHAPTERS = ("总则", "概况", "数据来源", "方法说明", "结果", "讨论", "不足", "今后打算", "附表", "致谢")
 NUMERALS = "一二三四五六七八九十"
 STRAY = ("\u200b", "\ufeff", "\x07", "\x1b[0m", "\x00", "😀", "🔥🔥", "👍", "\u202e", "\x85")
 
@@ -179,7 +179,7 @@ ADDED = (*COPIES, mojibake_latin1, mojibake_replaced, mojibake_gbk, contents, sh
 
 
 def leaks(config: SampleConfig, benchmark: Benchmark) -> tuple[list[Leak], list[Leak]]:
-    """Draws what leaks of a benchmark: to the pairs (queries in four forms, gold passages), and to raw pages."""
+    """Draws what leaks of a benchmark: to the pairs (queries, gold passages), and to raw pages."""
     rng = draws(config.seed, "leaks", benchmark.name)
     share = round(min(config.leaked_share, 1 / 4) * len(benchmark.queries))
     order = rng.sample(range(len(benchmark.queries)), len(benchmark.queries))
@@ -195,7 +195,7 @@ def leaks(config: SampleConfig, benchmark: Benchmark) -> tuple[list[Leak], list[
 
 
 def disguise(form: str, query: str) -> str:
-    """A leaked query as it stands in the pairs: equal to the benchmark's by match key, not always by bytes."""
+    """A leaked query as it stands in the pairs: equal to the benchmark's by match key, not by bytes."""
     if form == "query_punctuation":
         return f"“{query.rstrip('？')}”……！"
     if form == "query_width":

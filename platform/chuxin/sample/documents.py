@@ -62,7 +62,8 @@ def _portrait(rng: random.Random, part: list[Passage]) -> Document:
 
 def _questions(rng: random.Random, part: list[Passage]) -> Document:
     form = rng.choice(pools.ANSWERS)
-    answers = [form.format(q=query(rng, passage, paraphrase_share=1.0).text, t=passage.text) for passage in part]
+    queries = [query(rng, passage, paraphrase_share=1.0).text for passage in part]
+    answers = [form.format(q=q, t=passage.text) for q, passage in zip(queries, part, strict=True)]
     return Document(f"{part[0].entity.name}问答", "\n".join(answers))
 
 

@@ -10,7 +10,6 @@ Memory does not grow with the world: pages and pairs are generated and written o
 """
 
 import gzip
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -111,7 +110,7 @@ def write_world(directory: str | Path, config: SampleConfig) -> dict[str, int]:
         "counts": {**counts, **dict(sorted(planted.items()))},
         "leaks": [leak.record() for leak in (*in_pairs, *in_pages)],
     }
-    (root / "planted.json").write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (root / "planted.json").write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
     return record["counts"]
 
 
@@ -207,7 +206,7 @@ def _pair(config: SampleConfig, query: Query, told: list[Passage]) -> dict[str, 
 
 
 def _leaked_pair(leak: Leak, other: str) -> dict[str, Any]:
-    """A leaked query with another passage as its positive, or another query with a gold passage as its own."""
+    """A leaked query with another passage as its positive, or a gold passage with another query."""
     return {"query": leak.query, "pos": [leak.gold if leak.form == "gold_pair" else other], "neg": []}
 
 
@@ -237,6 +236,7 @@ def _web_record(page: Document, number: int, score: float) -> dict[str, Any]:
 
 def _wudao_record(page: Document, number: int) -> dict[str, Any]:
     return {
-        "id": number, "uniqueKey": f"{hash63(number, page.text):016x}", "titleUkey": f"{hash63(page.title):016x}",
-        "dataType": ("百科", "新闻", "论坛", "博客")[number % 4], "title": page.title, "content": page.text,
+        "id": number, "uniqueKey": f"{hash63(number, page.text):016x}",
+        "titleUkey": f"{hash63(page.title):016x}", "dataType": ("百科", "新闻", "论坛", "博客")[number % 4],
+        "title": page.title, "content": page.text,
     }  # fmt: skip

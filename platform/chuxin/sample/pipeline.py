@@ -15,4 +15,4 @@ def run(ctx: Context, config: SampleConfig) -> None:
             rows_out=sum(counts[name] for name in _COUNTED_ELSEWHERE),
             facts={"planted": {k: v for k, v in counts.items() if k not in _COUNTED_ELSEWHERE}},
         )
-    ctx.log(f"{counts['documents']} documents, {counts['pairs']} pairs, {counts['benchmark_queries']} queries")
+    ctx.log(f"{counts['documents']} documents, {counts['pairs']} pairs")

@@ -2,7 +2,8 @@
 
 A *paraphrase* query shares next to nothing with its passage: it calls the entity by an alias, the time or
 version by other words, and asks for a fact in other words than the passage tells it. A *keyword* query is
-what BM25 answers well: the name, the time and one or two facts' own nouns. Leaves out who gets which (files.py).
+what BM25 answers well: the name, the time and one or two facts' own nouns. Leaves out who
+gets which (files.py).
 """
 
 import random

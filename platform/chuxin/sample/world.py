@@ -59,7 +59,7 @@ class Entity(NamedTuple):
     region: str
     nickname: str
     aliases: tuple[str, ...]
-    """The nickname (no character of the name), a form that keeps region or brand, for half an abbreviation."""
+    """The nickname, a form that keeps the name of region or brand, for half of them an abbreviation."""
     short: str
     background: int
     whens: tuple[Word, ...]
@@ -92,7 +92,7 @@ def choose(rng: random.Random, variants: str) -> str:
 
 
 def held_out(config: SampleConfig) -> int:
-    """How many entities of each domain are kept for the benchmarks: enough if each had the fewest passages."""
+    """How many entities of each domain the benchmarks keep: enough if each had the fewest passages."""
     return max(math.ceil(config.benchmark_passages / (FEWEST_PASSAGES * len(d))) for d in BENCHMARKS.values())
 
 

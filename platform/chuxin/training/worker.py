@@ -152,7 +152,6 @@ def _work(settings: dict[str, Run]) -> None:
 
 
 def _train(run: Run) -> None:
-    import time; T=[time.time()]; D=lambda n: print(n, round(time.time()-T[0],2), flush=True)
     config, execution = run.config, run.config.execution
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

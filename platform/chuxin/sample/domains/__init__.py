@@ -1,1 +1,1 @@
-"""The made world's fourteen domains, one file each: kinds of entities, their facts, and two ways to say everything."""
+"""The made world's fourteen domains, one file each: kinds of entities, facts, and two ways to say each."""
