@@ -38,7 +38,8 @@ def manifest(workspace: Path, stage: str) -> dict:
 def test_every_stage_is_committed_with_its_counts(micro: tuple[Path, str]) -> None:
     for stage in STAGES:
         found = manifest(micro[0], stage)
-        assert found["rows_out"] > 0 and found["seconds"] > 0 and found["versions"]["torch"], stage
+        assert found["seconds"] > 0 and found["versions"]["torch"] and found["partitions"], stage
+        assert found["rows_out"] > 0 or stage in ("init", "release", "serve"), stage
 
 
 def test_planted_leaks_are_found_and_none_is_kept(micro: tuple[Path, str]) -> None:

@@ -1,4 +1,4 @@
-"""One model, read in five ways: checkpoint, release in FlagEmbedding and sentence-transformers, endpoint, stages."""
+"""One model, read in four ways: checkpoint, FlagEmbedding, sentence-transformers, endpoint."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ from chuxin.serving.pipeline import call, endpoint, run_forever
 
 pytestmark = [
     pytest.mark.integration,
-    # What Ray 2.60 does to itself: Serve declares its config with keywords that pydantic deprecates, Data sets
-    # fields that it deprecates.
+    # Ray 2.60's own doing: Serve declares its config with keywords that pydantic deprecates, Data sets fields
+    # that it deprecates.
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
@@ -99,7 +99,9 @@ def test_the_endpoint_serves_the_checkpoint_s_vectors(artifacts: dict[str, Artif
             require_agreement(expected_NH, served_NH, f"endpoint, {encoding_format}")
         assert answer.usage.prompt_tokens == sum(map(len, encoder.tokenize(texts)))
         require_agreement(flagembedding_vectors(release, texts, MAX_LENGTH), served_NH, "FlagEmbedding")
-        require_agreement(sentence_transformers_vectors(release, texts, MAX_LENGTH), served_NH, "sentence-tr.")
+        require_agreement(
+            sentence_transformers_vectors(release, texts, MAX_LENGTH), served_NH, "sentence-tr."
+        )
         by_ids = client.embeddings.create(model=NAME, input=encoder.tokenize(texts))
         require_agreement(expected_NH, np.array([entry.embedding for entry in by_ids.data]), "token ids")
         _many_at_once(client, texts, expected_NH)
@@ -178,8 +180,10 @@ def test_what_the_user_can_put_right_is_said_before_anything_starts(artifacts: d
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(InputError, match="the port is taken"), \
-                endpoint(release, serve_config(port=taken.getsockname()[1])):
+        with (
+            pytest.raises(InputError, match="the port is taken"),
+            endpoint(release, serve_config(port=taken.getsockname()[1])),
+        ):
             pass
     with pytest.raises(InputError, match="no such model directory"), endpoint("/no/model", serve_config()):
         pass

@@ -120,6 +120,8 @@ class FilterConfig:
     dates."""
     max_contents_share: float = 0.5
     """Share of the passage that table-of-contents entries make up."""
+    max_menu_share: float = 0.5
+    """Share of the passage that short lines without punctuation make up; 2 of 47,000 right passages are above."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from chuxin.corpus import characters as ch
 from chuxin.corpus.config import FilterConfig
-from chuxin.corpus.contents import contents_share
+from chuxin.corpus.contents import contents_share, menu_share
 from chuxin.schema import KEEP
 
 _NGRAM = 4
@@ -27,16 +27,18 @@ class Measures(NamedTuple):
     mojibake_share: float
     repeat_share: float
     contents_share: float
+    menu_share: float
 
 
 def measure(text: str) -> Measures:
     """Measures a passage."""
     codes = ch.code_points(text)
     if not len(codes):
-        return Measures(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        return Measures(0, *[0.0] * 6)
     flags = ch.table()[codes]
     shares = (np.count_nonzero(flags & flag) / len(codes) for flag in (ch.HAN, ch.KANA, ch.MOJIBAKE))
-    return Measures(len(codes), *map(float, shares), repeat_share(codes), contents_share(text))
+    layout = contents_share(text), menu_share(text)
+    return Measures(len(codes), *map(float, shares), repeat_share(codes), *layout)
 
 
 def repeat_share(codes: np.ndarray) -> float:
@@ -72,8 +74,10 @@ def status(measures: Measures, config: FilterConfig) -> str:
         return "too_short"
     if measures.contents_share > config.max_contents_share:
         return "table_of_contents"
-    if measures.repeat_share > config.max_repeat_share:
-        return "repetitive"
+    if measures.menu_share > config.max_menu_share:
+        return "menu"
     if measures.han_share < config.min_han_share or measures.kana_share > config.max_kana_share:
         return "not_chinese"
+    if measures.repeat_share > config.max_repeat_share:
+        return "repetitive"
     return KEEP

@@ -212,7 +212,7 @@ def _mask_encoder(
 
 
 def _hidden(start: int, rows: int, tokens: int, probability: float, generator: np.random.Generator) -> np.ndarray:
-    """bool [rows, M]: for maskable tokens start … start + rows, which maskable ones are hidden, itself always."""
+    """Bool [rows, M]: for maskable tokens start … start + rows, which maskable ones are hidden, itself always."""
     key = generator.random((rows, tokens), dtype=np.float32)
     key[np.arange(rows), start + np.arange(rows)] = -1.0
     count = count_masked(tokens, probability)

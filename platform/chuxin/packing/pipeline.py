@@ -21,7 +21,14 @@ from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
 from chuxin.packing.draws import mix
 from chuxin.packing.plan import plan_groups, plan_texts
 from chuxin.packing.tokens import (
-    TOKEN_GROUPS, TOKEN_TEXTS, as_groups, read_bucket, read_kept, split_buckets, tokenise_groups, tokenise_texts,
+    TOKEN_GROUPS,
+    TOKEN_TEXTS,
+    as_groups,
+    read_bucket,
+    read_kept,
+    split_buckets,
+    tokenise_groups,
+    tokenise_texts,
 )  # fmt: skip
 from chuxin.packing.write import Figures, group_slices, text_slices
 from chuxin.runner import Context
@@ -214,5 +221,4 @@ def _bucket(item: dict[str, Any], schema: pa.Schema) -> pa.Table:
 
 
 def _finish(attempt: Attempt, figures: Figures, batches: int, facts: dict[str, Any]) -> None:
-    attempt.count(rows_out=figures.rows, facts={**figures.facts(batches), **facts},
-                  histograms={name: bins.tolist() for name, bins in figures.histograms.items()})  # fmt: skip
+    attempt.count(rows_out=figures.rows, facts={**figures.facts(batches), **facts}, histograms=figures.histograms)

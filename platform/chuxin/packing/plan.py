@@ -61,7 +61,7 @@ class GroupPlan(NamedTuple):
 
 
 def usable_positives(groups: Groups) -> np.ndarray:
-    """bool [P]: the positives that are not word for word their query."""
+    """Bool [P]: the positives that are not word for word their query."""
     return groups.positives.hash_P != groups.hash_N[groups.positives.group_P]
 
 

@@ -167,10 +167,9 @@ def as_groups(table: pa.Table, weights: Mapping[str, float]) -> Groups:
     """Turns a token table into the arrays that plan.py works on."""
     names, source_N = np.unique(table["source"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     weight_S = np.array([weights.get(name, 1.0) for name in names.tolist()], np.float64)
-    return Groups(
-        table["query_id"].to_numpy(), table["query_hash"].to_numpy(), source_N,
-        weight_S[source_N] if len(names) else np.zeros(0), *(_as_passages(table[c]) for c in ("positives", "negatives")),
-    )  # fmt: skip
+    weight_N = weight_S[source_N] if len(names) else np.zeros(0)
+    passages = (_as_passages(table[name]) for name in ("positives", "negatives"))
+    return Groups(table["query_id"].to_numpy(), table["query_hash"].to_numpy(), source_N, weight_N, *passages)
 
 
 def _as_passages(column: pa.ChunkedArray) -> Passages:

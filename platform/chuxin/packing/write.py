@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from chuxin.artifacts import add_bins
 from chuxin.packing.plan import Groups, Row
 from chuxin.packing.tokens import PASSAGES_TYPE
+from chuxin.report.bins import length_bins
 from chuxin.schema import PLAN_GROUPS, PLAN_TEXTS
 
 # Batches assembled at a time: bounds memory beside the bucket itself.
 CHUNK = 64
-BIN = 16
-"""Tokens a bin of the length histograms is wide."""
 
 
 def group_slices(
@@ -74,7 +74,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.highest = self.longest = 0
-        self.histograms: dict[str, np.ndarray] = {}
+        self.histograms: dict[str, list[int]] = {}
         self._padded = 0
         self._batch: dict[str, tuple[int, int]] = {}
         self._current = -1
@@ -111,10 +111,7 @@ class Figures:
         self.tokens += int(lengths.sum())
         self.longest = max(self.longest, int(lengths.max()))
         self.highest = max(self.highest, pc.max(pc.list_flatten(column)).as_py())
-        bins = np.bincount(lengths // BIN)
-        known = self.histograms.get(name, np.zeros(0, np.int64))
-        size = max(len(bins), len(known))
-        self.histograms[name] = np.pad(bins, (0, size - len(bins))) + np.pad(known, (0, size - len(known)))
+        self.histograms[name] = add_bins(self.histograms.get(name, []), length_bins(lengths))
 
     def _close_batch(self) -> None:
         self._padded += sum(count * longest for count, longest in self._batch.values())

@@ -58,7 +58,7 @@ def judge(
     faults = [fault(passage) for passage in positives]
     kept_positives = _without_faults(positives, faults)
     relevant = {p.text_hash for p in positives}
-    negative_faults = ["negative_is_positive" if p.text_hash in relevant else fault(p) for p in negatives]
+    negative_faults = [fault(p) or ("negative_is_positive" if p.text_hash in relevant else "") for p in negatives]
     kept_negatives = _without_faults(negatives, negative_faults)
     dropped = Counter(reason for reason in (*faults, *negative_faults) if reason)
     left = len(kept_positives) + len(kept_negatives)

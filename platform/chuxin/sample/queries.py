@@ -49,7 +49,7 @@ def query(rng: random.Random, passage: Passage, paraphrase_share: float) -> Quer
     asked = passage.varying if rng.random() < 0.75 else rng.choice(passage.told)
     if rng.random() < paraphrase_share:
         text = rng.choice(pools.QUERY_FRAMES).format(
-            x=rng.choice(passage.entity.aliases),
+            x=rng.choice((passage.entity.nickname, *passage.entity.aliases)),
             w=passage.when.said if rng.random() < PLAIN_WHEN_SHARE else rng.choice(passage.when.asked),
             q=choose(rng, asked.asks),
         )

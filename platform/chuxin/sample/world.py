@@ -41,9 +41,10 @@ BENCHMARKS = {"sample-knowledge": KNOWLEDGE, "sample-products": PRODUCTS}
 DOMAINS = KNOWLEDGE + PRODUCTS
 
 SHORTEST_PASSAGE = 40  # code points
-# Sentences of background an entity's passages carry; its passages are alike in length so that a keyword
-# query's answer is not hidden from BM25 by its length.
-BACKGROUND_SENTENCES = (*[0] * 14, 1, 1, 2, 3)
+# Sentences that tell no fact, of the domain and of all domains. They are drawn per entity: its passages are
+# alike in length, so that BM25 does not miss a keyword query's answer for its length.
+FILLERS = (0, 1, 1, 2, 2)
+BACKGROUND = (*[0] * 14, 1, 1, 2, 3)
 MOST_WHENS = 4
 FEWEST_PASSAGES = 6  # an entity has 2 to MOST_WHENS whens and 3 topics
 
@@ -59,8 +60,9 @@ class Entity(NamedTuple):
     region: str
     nickname: str
     aliases: tuple[str, ...]
-    """The nickname, a form that keeps the name of region or brand, for half of them an abbreviation."""
+    """The nickname, two forms that keep the name of brand or region, for half the entities the short form."""
     short: str
+    fillers: int
     background: int
     whens: tuple[Word, ...]
 
@@ -112,11 +114,15 @@ def entity(seed: int, domain: Domain, index: int) -> Entity:
     series = index // (len(regions) * len(brands) * len(kinds))
     number = f"{series + 1}号" if series else ""
     rng = draws(seed, "entity", domain.key, index)
-    region_called, brand_called = rng.choice(region.asked), rng.choice(brand.asked)
-    nickname = f"{region_called}{brand_called}{number}{kind.asked}"
-    half = rng.choice((f"{region_called}{brand.said}", f"{region.said}{brand_called}"))
+    region_called, brand_called = rng.sample(region.asked, 2), rng.sample(brand.asked, 2)
+    nickname = f"{region_called[0]}{brand_called[0]}{number}{kind.asked}"
     short = f"{region.said[0]}{brand.said[0]}{number}{kind.short}"
-    aliases = (nickname, f"{half}{number}{kind.asked}", *((short,) if rng.random() < 0.5 else ()))
+    aliases = (
+        nickname,
+        f"{region_called[1]}{brand.said}{number}{kind.asked}",
+        f"{region.said}{brand_called[1]}{number}{kind.asked}",
+        *((short,) if rng.random() < 0.5 else ()),
+    )
     return Entity(
         domain=domain,
         index=index,
@@ -125,7 +131,8 @@ def entity(seed: int, domain: Domain, index: int) -> Entity:
         nickname=nickname,
         aliases=aliases,
         short=short,
-        background=rng.choice(BACKGROUND_SENTENCES),
+        fillers=rng.choice(FILLERS),
+        background=rng.choice(BACKGROUND),
         whens=tuple(rng.sample(domain.whens, rng.randint(2, min(MOST_WHENS, len(domain.whens))))),
     )
 
@@ -200,7 +207,7 @@ def _text(rng: random.Random, subject: Entity, topic: str, when: Word, told: lis
         **dict(zip("abc", told, strict=False)),
     )
     fillers = rng.sample(subject.domain.fillers, len(subject.domain.fillers))
-    for _ in range(rng.choice((0, 1, 1, 2, 3))):
+    for _ in range(subject.fillers):
         text += fillers.pop()
     for sentence in rng.sample(pools.BACKGROUND, subject.background):
         text += sentence.format(r=subject.region)

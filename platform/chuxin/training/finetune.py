@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from torch import nn
 
 from chuxin.losses.infonce import infonce, same_text
 from chuxin.models.encoder import M3Model
@@ -100,8 +99,8 @@ class Contrastive:
         return self.model.dense(self.forward(ids_BL, mask_BL))
 
 
-def trained_module(model: M3Model) -> nn.Module:
-    """Freezes what this objective does not train: AdamW's decay would shrink heads that have no gradient."""
+def freeze_heads(model: M3Model) -> M3Model:
+    """Freezes the two heads, which no objective here trains: AdamW's decay would shrink them without a gradient."""
     for head in (model.sparse_linear, model.colbert_linear):
         head.requires_grad_(False)
     return model

@@ -84,6 +84,33 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
     )  # fmt: skip
 
 
+def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_length: int, workers: int) -> None:
+    """Checks that a plan's token ids mean what a model takes them for.
+
+    Args:
+        plan: The plan.
+        uri: Its artifact; named in errors.
+        vocabulary: Fingerprint of the model's tokenizer.
+        vocab_size: Rows of its embedding table.
+        max_length: Most tokens it takes.
+        workers: That will share each batch.
+
+    Raises:
+        InputError: Another vocabulary, ids or lengths beyond the model's tables, or more workers than slices.
+    """
+    repack = "Pack again with this model's tokenizer"
+    if plan.vocabulary != vocabulary:
+        raise InputError(uri, "the plan was made with another tokenizer than the model's", repack)
+    if plan.max_token_id >= vocab_size:
+        raise InputError(uri, f"token id {plan.max_token_id} is beyond the model's {vocab_size} entries", repack)
+    if plan.longest > max_length:
+        remedy = f"Pack again with at most {max_length} tokens a text"
+        raise InputError(uri, f"a text has {plan.longest} tokens, the model takes {max_length}", remedy)
+    if workers > plan.slices:
+        remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
+        raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
+
+
 def read_batches(plan: Plan, rank: int, world: int, first_step: int, last_step: int) -> Iterator[Batch]:
     """Yields this rank's share of the global batches of steps first_step … last_step, both counted from 1."""
     step = 0

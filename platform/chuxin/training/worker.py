@@ -29,10 +29,10 @@ from chuxin.runner import Context
 from chuxin.training import checkpoint, progress
 from chuxin.training.config import FinetuneConfig, PretrainConfig
 from chuxin.training.deepspeed import deepspeed_config, new_engine, whole_weights
-from chuxin.training.finetune import Contrastive, trained_module
+from chuxin.training.finetune import Contrastive, freeze_heads
 from chuxin.training.loop import Objective, Record, set_dropout, train, watch
 from chuxin.training.optimizer import new_optimizer
-from chuxin.training.plan_reader import Plan, open_plan
+from chuxin.training.plan_reader import Plan, check_fits, open_plan
 from chuxin.training.pretrain import Rebuild
 
 EXTRA_FILE = "retromae.pt"
@@ -69,26 +69,6 @@ def finetune(ctx: Context, config: FinetuneConfig) -> None:
         InputError: The plan does not fit the model, or the loss is not finite.
     """
     _run(ctx, config)
-
-
-def check_plan(plan: Plan, uri: str, model: M3Model, vocabulary: str, workers: int) -> None:
-    """Checks that a plan's token ids mean what this model takes them for.
-
-    Raises:
-        InputError: Another vocabulary, ids or lengths beyond the model's tables, or more workers than slices.
-    """
-    vocab_size = model.backbone.config.vocab_size
-    repack = "Pack again with this model's tokenizer"
-    if plan.vocabulary != vocabulary:
-        raise InputError(uri, "the plan was made with another tokenizer than the model's", repack)
-    if plan.max_token_id >= vocab_size:
-        raise InputError(uri, f"token id {plan.max_token_id} is beyond the model's {vocab_size} entries", repack)
-    if plan.longest > model.max_length:
-        remedy = f"Pack again with at most {model.max_length} tokens a text"
-        raise InputError(uri, f"a text has {plan.longest} tokens, the model takes {model.max_length}", remedy)
-    if workers > plan.slices:
-        remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
-        raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
 
 
 def _run(ctx: Context, config: PretrainConfig | FinetuneConfig) -> None:
@@ -158,10 +138,12 @@ def _train(run: Run) -> None:
     device = ray.train.torch.get_device()
     model, tokenizer = load_model(run.model, device=device), load_tokenizer(run.model)
     require_special_tokens(tokenizer, run.model)
-    check_plan(run.plan, run.plan_uri, model, vocabulary_fingerprint(tokenizer), workers)
+    vocab_size, vocabulary = model.backbone.config.vocab_size, vocabulary_fingerprint(tokenizer)
+    check_fits(run.plan, run.plan_uri, vocabulary, vocab_size, model.max_length, workers)
     total = min(run.plan.batches, config.max_steps or run.plan.batches)
 
-    module = _new_retromae(run, model) if isinstance(config, PretrainConfig) else trained_module(model)
+    freeze_heads(model)
+    module = _new_retromae(run, model) if isinstance(config, PretrainConfig) else model
     set_dropout(module, config.dropout)
     settings = deepspeed_config(execution.zero_stage, config.dtype == "bf16", config.optimizer.max_grad_norm)
     engine = new_engine(module, new_optimizer(module, config.optimizer), settings)
@@ -202,8 +184,6 @@ def _new_retromae(run: Run, model: M3Model) -> RetroMAE:
     extra = Path(local_directory(run.model)) / EXTRA_FILE
     if extra.is_file():
         module.load_extra_state_dict(torch.load(extra, map_location="cpu", weights_only=True))
-    for head in (model.sparse_linear, model.colbert_linear):
-        head.requires_grad_(False)
     return module.to(next(model.parameters()).device)
 
 

@@ -14,7 +14,15 @@ from chuxin.models.checkpoint import load_tokenizer, save_model
 from chuxin.models.config import InitConfig
 from chuxin.models.start import new_model
 
-TEXTS = ["医生在北京", "", "学生在成都学习做菜,第二天才回来。" * 3, "note", "老师参观博物馆", "长" * 500, "医生在北京"]
+TEXTS = [
+    "医生在北京",
+    "",
+    "学生在成都学习做菜,第二天才回来。" * 3,
+    "note",
+    "老师参观博物馆",
+    "长" * 500,
+    "医生在北京",
+]
 
 
 def one_by_one(path: str, texts: list[str], max_length: int) -> np.ndarray:
@@ -42,7 +50,9 @@ def test_nothing_gives_nothing(tiny_model: str) -> None:
 
 
 def test_bfloat16_is_close(tiny_model: str) -> None:
-    exact, rough = (Encoder(tiny_model, 40, 100, dtype).encode(TEXTS) for dtype in ("float32", torch.bfloat16))
+    exact, rough = (
+        Encoder(tiny_model, 40, 100, dtype).encode(TEXTS) for dtype in ("float32", torch.bfloat16)
+    )
     assert rough.dtype == np.float32
     assert not np.array_equal(exact, rough)
     assert (exact * rough).sum(axis=1).min() > 0.999

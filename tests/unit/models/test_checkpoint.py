@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertModel, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaTokenizer,
+)
 
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer, quiet_transformers, save_model
@@ -37,15 +44,25 @@ def test_saved_and_loaded_to_the_bit(tiny_model: str, tmp_path: Path) -> None:
 
 
 def test_files_and_keys_are_the_field_s(tiny_model: str) -> None:
-    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "sparse_linear.pt",
-             "colbert_linear.pt", "chuxin.json"}  # fmt: skip
+    names = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "sparse_linear.pt",
+        "colbert_linear.pt",
+        "chuxin.json",
+    }
     assert names <= set(os.listdir(tiny_model))
     keys = load_file(f"{tiny_model}/model.safetensors").keys()
     assert "embeddings.word_embeddings.weight" in keys
     assert "encoder.layer.1.output.dense.weight" in keys
     for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", 32)):
         state = torch.load(f"{tiny_model}/{name}", weights_only=True)
-        assert {key: tuple(value.shape) for key, value in state.items()} == {"weight": (rows, 32), "bias": (rows,)}
+        assert {key: tuple(value.shape) for key, value in state.items()} == {
+            "weight": (rows, 32),
+            "bias": (rows,),
+        }
     # transformers 4 does not know version 5's class name
     config = json.loads(Path(tiny_model, "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -149,8 +166,22 @@ def test_another_architecture(copy: Path) -> None:
 
 def test_tokenizers(tiny_model: str, copy: Path) -> None:
     text = "医生在北京写一篇文章"
-    assert load_tokenizer(tiny_model)(text)["input_ids"] == AutoTokenizer.from_pretrained(tiny_model)(text)["input_ids"]
+    assert (
+        load_tokenizer(tiny_model)(text)["input_ids"]
+        == AutoTokenizer.from_pretrained(tiny_model)(text)["input_ids"]
+    )
     (copy / "tokenizer.json").write_text("{}")
     assert_refused(lambda: load_tokenizer(str(copy)), "tokenizer.json", "cannot be read")
     (copy / "tokenizer.json").unlink()
     assert_refused(lambda: load_tokenizer(str(copy)), "tokenizer.json", "no tokenizer")
+
+
+def test_an_xlm_r_tokenizer_survives(tiny_model: str, tmp_path: Path) -> None:
+    # transformers rebuilds this class from the vocabulary instead of following tokenizer.json
+    entries = json.loads(load_tokenizer(tiny_model).backend_tokenizer.to_str())["model"]["vocab"]
+    source = XLMRobertaTokenizer(vocab=[tuple(entry) for entry in entries])
+    save_model(load_model(tiny_model), source, str(tmp_path))
+    text = "医生在北京 writes 𠮷"
+    ids = source(text)["input_ids"]
+    assert ids[1] == source.convert_tokens_to_ids("▁") and 3 in ids
+    assert load_tokenizer(str(tmp_path))(text)["input_ids"] == ids

@@ -6,8 +6,17 @@ from chuxin.config import load
 from chuxin.errors import InputError
 from chuxin.models.config import InitConfig
 
-NEW = {"seed": 1, "passages": "curate", "max_texts": 10, "vocab_size": 500, "layers": 2, "hidden": 32, "heads": 4,
-       "intermediate": 64, "max_len": 64}  # fmt: skip
+NEW = {
+    "seed": 1,
+    "passages": "curate",
+    "max_texts": 10,
+    "vocab_size": 500,
+    "layers": 2,
+    "hidden": 32,
+    "heads": 4,
+    "intermediate": 64,
+    "max_len": 64,
+}
 
 
 def read(tmp_path: Path, values: dict) -> InitConfig:
@@ -20,9 +29,14 @@ def test_both_forms(tmp_path: Path) -> None:
     assert read(tmp_path, {"seed": 1, "model": "BAAI/bge-m3-retromae"}).passages is None
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"model": "x/y"}, "remove `passages`"), ({"layers": "null"}, "`layers`"), ({"heads": 5}, "not a multiple"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "x/y"}, "remove `passages`"),
+        ({"layers": "null"}, "`layers`"),
+        ({"heads": 5}, "not a multiple"),
+    ],
+)
 def test_halves_are_refused(tmp_path: Path, change: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         read(tmp_path, {**NEW, **change})

@@ -8,7 +8,10 @@ from chuxin.models.encoder import M3Model, new_heads
 
 def test_dense_is_the_first_state_of_length_one(tiny_model: str) -> None:
     ids, mask = torch.tensor([[0, 260, 261, 2]]), torch.ones(1, 4, dtype=torch.long)
-    model, reference = load_model(tiny_model), AutoModel.from_pretrained(tiny_model, add_pooling_layer=False).eval()
+    model, reference = (
+        load_model(tiny_model),
+        AutoModel.from_pretrained(tiny_model, add_pooling_layer=False).eval(),
+    )
     with torch.inference_mode():
         state = reference(input_ids=ids, attention_mask=mask).last_hidden_state[0, 0]
         dense = model.dense(model(ids, mask))[0]
@@ -20,7 +23,9 @@ def test_padding_changes_nothing(tiny_model: str) -> None:
     ids, mask = torch.tensor([[0, 260, 261, 2]]), torch.ones(1, 4, dtype=torch.long)
     longer = torch.nn.functional.pad(ids, (0, 5), value=1), torch.nn.functional.pad(mask, (0, 5))
     with torch.inference_mode():
-        torch.testing.assert_close(model.dense(model(*longer)), model.dense(model(ids, mask)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            model.dense(model(*longer)), model.dense(model(ids, mask)), rtol=0, atol=1e-6
+        )
 
 
 def test_dense_is_fp32_whatever_the_weights_are(tiny_model: str) -> None:

@@ -14,7 +14,10 @@ def test_a_model_goes_to_a_uri_and_comes_back(tiny_model: str) -> None:
     save_model(load_model(tiny_model), load_tokenizer(tiny_model), uri)
     assert fsspec.filesystem("memory").exists("/models/tiny/model.safetensors")
     again = load_model(uri)
-    assert all(torch.equal(a, b) for a, b in zip(load_model(tiny_model).parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(load_model(tiny_model).parameters(), again.parameters(), strict=True)
+    )
     assert local_directory(uri) == local_directory(uri), "one copy a process"
     with pytest.raises(InputError, match="no such model"):
         load_model("memory://models/none")

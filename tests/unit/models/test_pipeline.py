@@ -32,8 +32,14 @@ def test_a_new_model_and_its_copy(tmp_path: Path) -> None:
     model = load_model(made.path("model"))
     assert made.rows_in == 30
     assert made.facts["unk_share"] == 0
-    assert made.facts["vocabulary"] == model.backbone.config.vocab_size == len(load_tokenizer(made.path("model")))
+    assert (
+        made.facts["vocabulary"]
+        == model.backbone.config.vocab_size
+        == len(load_tokenizer(made.path("model")))
+    )
     copied = Attempt(str(tmp_path / "copy"), "model")
     copy_model("model", made.path("model"), copied)
-    assert Path(copied.path("model"), "model.safetensors").read_bytes() \
+    assert (
+        Path(copied.path("model"), "model.safetensors").read_bytes()
         == Path(made.path("model"), "model.safetensors").read_bytes()
+    )

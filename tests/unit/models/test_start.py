@@ -1,8 +1,6 @@
-from pathlib import Path
-
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chuxin.errors import InputError
@@ -45,7 +43,7 @@ def test_rare_characters_stay_apart(tokenizer: object) -> None:
     assert coverage(tokenizer, TEXTS[:3])["byte_share"] == 0
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_has_ids_and_none_is_unknown(tokenizer: object, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -54,8 +52,10 @@ def test_any_text_has_ids_and_none_is_unknown(tokenizer: object, text: str) -> N
     normal = tokenizer.backend_tokenizer.normalizer.normalize_str(text)
     assert tokenizer.backend_tokenizer.normalizer.normalize_str(normal) == normal
     assert tokenizer(normal, add_special_tokens=False, verbose=False)["input_ids"] == ids
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace("▁", " ").strip() \
+    assert (
+        tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace("▁", " ").strip()
         == normal.replace("▁", " ").strip()
+    )
 
 
 def test_equal_texts_give_an_equal_tokenizer() -> None:

@@ -1,7 +1,8 @@
 """Hash draws: uniform, independent of order, and without replacement."""
 
 import numpy as np
-from hypothesis import given, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chuxin.packing.draws import copies, first_in_each, mix, rank_in_run, uniform
 
@@ -26,6 +27,7 @@ def test_copies_have_the_weight_as_mean() -> None:
     assert not copies(np.zeros(5), 1, np.arange(5)).any()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9), st.booleans())), st.integers(0, 4))
 def test_first_in_each_equals_sorting_each_group(members: list[tuple[int, int, bool]], k: int) -> None:
     group, key, valid = (np.array([m[i] for m in members], kind) for i, kind in enumerate((np.int64, np.uint64, bool)))

@@ -34,7 +34,9 @@ def test_it_says_whether_the_heads_are_trained(trained: bool) -> None:
 
 
 def test_origins_and_python_examples() -> None:
-    card = render(MODEL, None, [Origin("curate", "ab" * 16, 12_000, 9_000), Origin("finetune", "cd" * 16, 5, 4)])
+    card = render(
+        MODEL, None, [Origin("curate", "ab" * 16, 12_000, 9_000), Origin("finetune", "cd" * 16, 5, 4)]
+    )
     assert f"| curate | `{'ab' * 16}` | 12,000 | 9,000 |" in card
     blocks = card.split("```python\n")[1:]
     assert len(blocks) == 3

@@ -20,10 +20,19 @@ def release(tiny_model: str, tmp_path: Path) -> Path:
 def test_every_file_a_reader_needs(release: Path) -> None:
     names = {str(p.relative_to(release)) for p in release.rglob("*") if p.is_file()}
     assert names == {
-        "README.md", "chuxin.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "sparse_linear.pt", "colbert_linear.pt", "modules.json", "1_Pooling/config.json",
-        "sentence_bert_config.json", "config_sentence_transformers.json",
-    }  # fmt: skip
+        "README.md",
+        "chuxin.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "sparse_linear.pt",
+        "colbert_linear.pt",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    }
     note = json.loads((release / "chuxin.json").read_text())
     assert note == {"heads_trained": False, "max_length": 50, "name": "tiny"}
     assert json.loads((release / "tokenizer_config.json").read_text())["model_max_length"] == 50

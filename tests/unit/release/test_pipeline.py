@@ -32,7 +32,14 @@ def test_a_length_beyond_the_model_s_is_refused(tiny_model: str, tmp_path: Path)
 def test_lineage_names_every_stage_once_and_inputs_first(tmp_path: Path) -> None:
     def commit(name: str, inputs: list[str]) -> str:
         given = {i: {"uri": str(tmp_path / i), "fingerprint": i} for i in inputs}
-        manifest = {"stage": name, "fingerprint": name, "inputs": given, "rows_in": 2, "rows_out": 1, "partitions": []}
+        manifest = {
+            "stage": name,
+            "fingerprint": name,
+            "inputs": given,
+            "rows_in": 2,
+            "rows_out": 1,
+            "partitions": [],
+        }
         write_json(str(tmp_path / name / "manifest.json"), manifest)
         return str(tmp_path / name)
 

@@ -13,7 +13,14 @@ from chuxin.release.verify import verify
 
 @pytest.fixture
 def release(tiny_model: str, tmp_path: Path) -> Path:
-    export(load_model(tiny_model), load_tokenizer(tiny_model), str(tmp_path / "release"), 50, "", {"name": "tiny"})
+    export(
+        load_model(tiny_model),
+        load_tokenizer(tiny_model),
+        str(tmp_path / "release"),
+        50,
+        "",
+        {"name": "tiny"},
+    )
     return tmp_path / "release"
 
 

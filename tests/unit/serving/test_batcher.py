@@ -25,7 +25,9 @@ class Model:
         return np.array([[len(sequence), sequence[0]] for sequence in ids], dtype=np.float32)
 
 
-def run(test: Callable[[Batcher, Model], Coroutine], batch_tokens: int = 10, max_wait_ms: float = 20) -> Model:
+def run(
+    test: Callable[[Batcher, Model], Coroutine], batch_tokens: int = 10, max_wait_ms: float = 20
+) -> Model:
     async def with_batcher() -> Model:
         model = Model()
         batcher = Batcher(model, batch_tokens, max_wait_ms)

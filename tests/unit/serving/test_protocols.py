@@ -90,7 +90,12 @@ def test_the_first_input_that_is_too_long_is_named() -> None:
 
 def test_errors_have_openai_s_form() -> None:
     error = json.loads(ProtocolError(404, "no", "model", "model_not_found").body())["error"]
-    assert error == {"message": "no", "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+    assert error == {
+        "message": "no",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_found",
+    }
     assert json.loads(ProtocolError(500, "x").body())["error"]["type"] == "server_error"
 
 

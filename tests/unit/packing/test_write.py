@@ -1,0 +1,86 @@
+"""The plan's layout: row groups by batch and slice, rows round robin, figures as counted by hand."""
+
+import pyarrow as pa
+
+from chuxin.packing.plan import plan_groups, plan_texts
+from chuxin.packing.tokens import TOKEN_GROUPS, TOKEN_TEXTS, as_groups
+from chuxin.packing.write import Figures, group_slices, text_slices
+from chuxin.schema import PLAN_GROUPS, PLAN_TEXTS
+
+
+def token_groups(count: int) -> pa.Table:
+    def passage(number: int, score: float | None) -> dict:
+        ids = list(range(number % 7 + 3))
+        return {"passage_id": number, "text_hash": number, "token_ids": ids, "score": score}
+
+    rows = [
+        {"bucket": 0, "query_id": i, "query_hash": 50_000 + i, "source": "ab"[i % 2], "query_ids": [0, i, 2],
+         "positives": [passage(1000 + i, None)], "negatives": [passage(2000 + 9 * i + n, n / 2) for n in range(i % 3)]}
+        for i in range(count)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, TOKEN_GROUPS)
+
+
+def test_group_row_groups_are_batches_cut_into_slices() -> None:
+    table = token_groups(150)
+    groups = as_groups(table, {})
+    plan = plan_groups(groups, group_size=3, batch_size=10, seed=1, epoch=4, bucket=0)
+    figures = Figures()
+    parts = list(figures.watch(group_slices(table, groups, plan.batches, 4, 4)))
+    own = {row["query_id"]: row for row in table.to_pylist()}
+    assert all(part.schema.equals(PLAN_GROUPS) for part in parts)
+    places = [(p["batch"][0].as_py(), p["slice"][0].as_py()) for p in parts]
+    assert places == sorted(places) and len(set(places)) == len(places)
+    seen: dict[int, list[tuple[int, dict]]] = {}
+    for part in parts:
+        for row in part.to_pylist():
+            assert row["epoch"] == 4 and row["row"] % 4 == row["slice"]
+            seen.setdefault(row["batch"], []).append((row["row"], row))
+    for index, batch in enumerate(plan.batches):
+        rows = [row for _, row in sorted(seen[index], key=lambda pair: pair[0])]
+        assert [row["query_id"] for row in rows] == [int(groups.id_N[r.group]) for r in batch]
+        for row, planned in zip(rows, batch, strict=True):
+            source = own[row["query_id"]]
+            assert row["query_ids"] == source["query_ids"] and row["query_hash"] == source["query_hash"]
+            assert row["passages"][0] == source["positives"][0]
+            negatives = groups.negatives.id_P[list(planned.negatives)].tolist()
+            assert [p["passage_id"] for p in row["passages"][1:]] == negatives
+            assert all(p in source["negatives"] for p in row["passages"][1:])
+    rows = [row for batch in seen.values() for _, row in batch]
+    lengths = [len(row["query_ids"]) for row in rows] + [len(p["token_ids"]) for r in rows for p in r["passages"]]
+    facts = figures.facts(len(plan.batches))
+    assert facts["rows"] == 150 - plan.leftover and facts["tokens"] == sum(lengths)
+    assert facts["longest"] == max(lengths) and facts["max_token_id"] == 149
+    assert sum(figures.histograms["query_tokens"]) == len(rows)
+    assert 0 < facts["padding_share"] < 0.6
+
+
+def test_a_batch_of_fewer_rows_than_slices_has_no_empty_row_group() -> None:
+    table = token_groups(6)
+    groups = as_groups(table, {})
+    plan = plan_groups(groups, group_size=1, batch_size=3, seed=1, epoch=0, bucket=0)
+    parts = list(group_slices(table, groups, plan.batches, 0, 8))
+    assert [len(part) for part in parts] == [1] * 6
+
+
+def test_text_row_groups() -> None:
+    rows = [{"bucket": 0, "passage_id": i, "offset": i % 2, "source": "s", "token_ids": list(range(3 + i % 5))}
+            for i in range(40)]  # fmt: skip
+    table = pa.Table.from_pylist(rows, TOKEN_TEXTS)
+    columns = (table[name].to_numpy() for name in ("passage_id", "offset"))
+    lengths = table["token_ids"].combine_chunks().value_lengths().to_numpy()
+    batches = plan_texts(*columns, lengths, lengths * 0 + 1.0, tokens_per_batch=30, seed=1, epoch=2, bucket=0)
+    figures = Figures()
+    planned = pa.concat_tables(figures.watch(text_slices(table, batches, 2, 3)))
+    assert planned.schema.equals(PLAN_TEXTS) and len(planned) == 40
+    for row in planned.to_pylist():
+        assert row["passage_id"] == rows[batches[row["batch"]][row["row"]]]["passage_id"]
+        assert row["token_ids"] == rows[row["passage_id"]]["token_ids"] and row["slice"] == row["row"] % 3
+    assert figures.facts(len(batches))["tokens"] == lengths.sum()
+
+
+def test_an_empty_plan_has_no_row_groups() -> None:
+    table = TOKEN_GROUPS.empty_table()
+    figures = Figures()
+    assert list(figures.watch(group_slices(table, as_groups(table, {}), [], 0, 4))) == []
+    assert figures.facts(0)["rows"] == 0

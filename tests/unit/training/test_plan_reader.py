@@ -1,0 +1,111 @@
+"""Reading a plan: ranks partition each batch, steps are found again, errors name the plan."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chuxin.errors import InputError
+from chuxin.schema import PLAN_TEXTS
+from chuxin.training.plan_reader import Plan, PlanFile, ahead, check_fits, open_plan, read_batches, token_lists
+
+SLICES, SIZES = 4, ([9, 3, 8], [], [2, 7])
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    files = []
+    for number, sizes in enumerate(SIZES):
+        path = tmp_path / f"{number}.parquet"
+        with pq.ParquetWriter(path, PLAN_TEXTS) as writer:
+            for batch, size in enumerate(sizes):
+                for part in range(min(size, SLICES)):
+                    place = {"epoch": number, "batch": batch, "slice": part, "offset": 0, "source": "s"}
+                    rows = [{**place, "row": row, "passage_id": 100 * batch + row, "token_ids": [0, row, 2][: row + 1]}
+                            for row in range(part, size, SLICES)]  # fmt: skip
+                    writer.write_table(pa.Table.from_pylist(rows, PLAN_TEXTS))
+        files.append(str(path))
+    partitions = [{"tables": {"plan": {}}, "facts": facts(len(sizes))} for sizes in SIZES]
+    return open_plan("here", [{"tables": {"tokens": {}}, "facts": {}}, *partitions], files)
+
+
+def facts(batches: int) -> dict:
+    return {"batches": batches, "slices": SLICES, "max_token_id": 9, "longest": 3, "vocabulary": "v"}
+
+
+def test_the_number_of_batches_comes_from_the_manifests(plan: Plan) -> None:
+    assert plan.batches == 5 and [file.batches for file in plan.files] == [3, 2]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_partition_every_batch(plan: Plan, world: int) -> None:
+    shares = [list(read_batches(plan, rank, world, 1, 5)) for rank in range(world)]
+    flat = [size for sizes in SIZES for size in sizes]
+    for step, (size, own) in enumerate(zip(flat, zip(*shares, strict=True), strict=True), 1):
+        assert [batch.step for batch in own] == [step] * world and {batch.rows for batch in own} == {size}
+        rows = [row for batch in own for row in batch.table["row"].to_pylist()]
+        assert sorted(rows) == list(range(size))
+    assert [(batch.epoch, batch.index) for batch in shares[0]] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
+
+
+def test_a_step_is_found_again(plan: Plan) -> None:
+    whole = list(read_batches(plan, 1, 2, 1, 5))
+    for first in range(1, 6):
+        rest = list(read_batches(plan, 1, 2, first, 5))
+        assert [b.table.to_pylist() for b in rest] == [b.table.to_pylist() for b in whole[first - 1 :]]
+    assert [batch.step for batch in read_batches(plan, 0, 1, 2, 3)] == [2, 3]
+
+
+def test_token_lists_are_the_rows(plan: Plan) -> None:
+    table = next(read_batches(plan, 0, 1, 1, 1)).table
+    assert [ids.tolist() for ids in token_lists(table["token_ids"])] == table["token_ids"].to_pylist()
+    assert token_lists(table["token_ids"].slice(0, 0)) == []
+
+
+def test_an_artifact_without_a_plan_is_refused() -> None:
+    with pytest.raises(InputError, match="here: it holds no batch plan"):
+        open_plan("here", [{"tables": {"passages": {}}, "facts": {}}], [])
+    with pytest.raises(InputError, match="no batch plan"):
+        open_plan("here", [{"tables": {"plan": {}}, "facts": facts(0)}], ["f"])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"vocabulary": "w"}, "another tokenizer"), ({"vocab_size": 9}, "token id 9 is beyond the model's 9 entries"),
+        ({"max_length": 2}, "a text has 3 tokens"), ({"workers": 5}, "5 workers cannot share 4 slices"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_does_not_fit_the_model_is_refused(change: dict, problem: str) -> None:
+    plan = Plan((PlanFile("f", 1),), SLICES, 9, 3, "v")
+    fitting = {"vocabulary": "v", "vocab_size": 10, "max_length": 3, "workers": 4}
+    check_fits(plan, "here", **fitting)
+    with pytest.raises(InputError, match=problem):
+        check_fits(plan, "here", **{**fitting, **change})
+
+
+def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
+    assert list(ahead(iter(range(20)), lambda n: n * n)) == [n * n for n in range(20)]
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    items = ahead(broken(), lambda n: n)
+    assert next(items) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(items)
+
+
+def test_reading_ahead_stops_with_its_consumer() -> None:
+    before = threading.active_count()
+    items = ahead(iter(range(10_000)), lambda n: n)
+    assert next(items) == 0
+    items.close()
+    for thread in threading.enumerate():
+        if thread.name == "plan-reader":
+            thread.join(timeout=5)
+    assert threading.active_count() == before
