@@ -66,7 +66,7 @@ def canonical(node: ast.AST) -> Iterator[str]:
     yield f"({type(node).__name__}"
     for name, value in ast.iter_fields(node):
         for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and isinstance(item.value.value, str):
+            if isinstance(item, ast.Expr) and isinstance(getattr(item.value, "value", None), str):
                 continue  # a docstring, of a module, a function or a field
             if isinstance(item, ast.AST):
                 yield f" {name}="
@@ -87,7 +87,8 @@ def current(source_root: Path = SOURCE_ROOT) -> dict[str, dict]:
     """Returns {stage: {version, code_hash}} of the code as it stands."""
     from chuxin.recipe import STAGES
 
-    return {s.name: {"version": s.version, "code_hash": code_hash(s.run.partition(":")[0], source_root)} for s in STAGES}
+    hashes = {stage.name: code_hash(stage.run.partition(":")[0], source_root) for stage in STAGES}
+    return {stage.name: {"version": stage.version, "code_hash": hashes[stage.name]} for stage in STAGES}
 
 
 def differences(now: dict[str, dict], recorded: dict[str, dict]) -> list[Difference]:

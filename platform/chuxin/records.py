@@ -12,8 +12,6 @@ pipelines).
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
 import json
 import posixpath
 import zlib
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chuxin.errors import InputError
+from chuxin.streams import BUFFER, open_stream
 
 Container = Literal["lines", "array", "parquet"]
 
@@ -35,7 +34,6 @@ RAW_CHARS = 2000
 """How much of a malformed row is kept to look at."""
 FIELD_ROWS = 100
 """If none of a file's first so many rows has a required field, the config names the wrong field."""
-_BUFFER = 1 << 20
 _SUFFIXES = {"lines": (".jsonl", ".json", ".ndjson"), "array": (".json",), "parquet": (".parquet",)}
 
 
@@ -154,7 +152,7 @@ def read(part: Part, columns: Sequence[str] = ()) -> Iterator[Record]:
 def _read_lines(part: Part) -> Iterator[Record]:
     compressed = part.path.endswith((".gz", ".zst"))
     number = 0
-    with _open(part.path) as file:
+    with open_stream(part.path) as file:
         position = 0 if compressed else _first_line(file, part.start)
         while compressed or position < part.end:
             try:
@@ -189,7 +187,7 @@ def _whole(line: bytes) -> bool:
 def _skip_line(file: BinaryIO) -> int:
     """Reads on to the line's end, in pieces; returns the bytes read."""
     skipped = 0
-    while piece := file.readline(_BUFFER):
+    while piece := file.readline(BUFFER):
         skipped += len(piece)
         if piece.endswith(b"\n"):
             break
@@ -211,8 +209,8 @@ def lines_before(part: Part) -> int:
     if part.container != "lines" or part.start == 0:
         return 0
     count, left = 0, part.start - 1
-    with _open(part.path) as file:
-        while left > 0 and (block := file.read(min(_BUFFER, left))):
+    with open_stream(part.path) as file:
+        while left > 0 and (block := file.read(min(BUFFER, left))):
             count, left = count + block.count(b"\n"), left - len(block)
     return count + 1
 
@@ -221,12 +219,12 @@ def _read_array(part: Part) -> Iterator[Record]:
     import ijson
 
     index = 0
-    with _open(part.path) as file:
+    with open_stream(part.path) as file:
         remedy = "Fetch the file again, or choose the format `jsonl` if every line is an object"
         try:
-            if file.peek(_BUFFER)[:_BUFFER].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+            if file.peek(BUFFER)[:BUFFER].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
                 raise InputError(part.path, "it does not begin with `[`, so it is not one JSON array", remedy)
-            for value in ijson.items(file, "item", buf_size=_BUFFER, use_float=True):
+            for value in ijson.items(file, "item", buf_size=BUFFER, use_float=True):
                 index += 1
                 yield Record(index - 1, index, value, "", b"")
         except (ijson.JSONError, EOFError, OSError, zlib.error) as error:
@@ -254,61 +252,6 @@ def _parquet(uri: str) -> Iterator[pq.ParquetFile]:
         except pa.ArrowInvalid as error:
             problem = f"this is not a whole Parquet file ({str(error).splitlines()[0]})"
             raise InputError(uri, problem, "Fetch the file again") from error
-
-
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[io.BufferedReader]:
-    """Opens a file for buffered reading, decompressing .gz and .zst as it goes."""
-    fs, name = fsspec.core.url_to_fs(path)
-    local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
-    with contextlib.ExitStack() as stack:
-        try:
-            stream: Any = stack.enter_context(open(name, "rb", _BUFFER) if local else fs.open(name, "rb"))
-        except FileNotFoundError as error:
-            raise InputError(path, "there is no such file", "Correct the path") from error
-        if path.endswith(".gz"):
-            stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
-        elif path.endswith(".zst"):
-            stream = stack.enter_context(_ZstdStream(stream))
-        if not isinstance(stream, io.BufferedReader):
-            stream = stack.enter_context(io.BufferedReader(stream, _BUFFER))
-        yield stream
-
-
-class _ZstdStream(io.RawIOBase):
-    """Decompresses zstd frames one after another. The library's own reader ends silently where a file is
-    cut short.
-    """
-
-    def __init__(self, source: BinaryIO) -> None:
-        import zstandard
-
-        self._source, self._new = source, zstandard.ZstdDecompressor().decompressobj
-        self._errors = zstandard.ZstdError
-        self._frame: Any = None
-        self._input, self._output = b"", memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            if not self._input:
-                self._input = self._source.read(_BUFFER // 8)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the zstd frame has no end")
-                return 0
-            self._frame = self._frame or self._new()
-            try:
-                self._output = memoryview(self._frame.decompress(self._input))
-            except self._errors as error:
-                raise OSError(str(error)) from error
-            self._input = self._frame.unused_data if self._frame.eof else b""
-            self._frame = None if self._frame.eof else self._frame
-        size = min(len(buffer), len(self._output))
-        buffer[:size], self._output = self._output[:size], self._output[size:]
-        return size
 
 
 def text_of(value: Mapping[str, Any], field: str) -> str:

@@ -121,7 +121,8 @@ def test_tasks_and_training_runs_carry_the_stages_names(cluster: Cluster, worksp
 
 
 def test_a_user_error_ends_a_submitted_job_with_its_line(cluster: Cluster, workspace: str) -> None:
-    done = submit(cluster, [], "jobs/finetune.py", *finetune(workspace), "--execution.num-workers", "64")
+    done = submit(cluster, [], "jobs/finetune.py", *finetune(workspace), "--seed", "5",
+                  "--execution.num-workers", "64")
     assert done.returncode != 0
     assert "error: finetune.execution: it needs 64 CPUs and the cluster has 4" in done.stdout, done.stdout[-500:]
     found = cluster.get(f"/api/jobs/{submission_id(done.stdout)}")

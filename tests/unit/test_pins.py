@@ -80,7 +80,9 @@ def test_every_version_that_is_named_is_the_pinned_one() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("text", ["Ray 2.59", "ray==2.59.0", "rayVersion: '2.59.0'", "ray:2.59.0-py311", "ray[data]==2.59"])
+@pytest.mark.parametrize(
+    "text", ["Ray 2.59", "ray==2.59.0", "rayVersion: '2.59.0'", "ray:2.59.0-py311", "ray[data]==2.59"]
+)
 def test_the_search_for_versions_finds_them(text: str) -> None:
     assert [found[:4] for _, found in named_versions(f"a {text} b", "ray")] == ["2.59"]
 

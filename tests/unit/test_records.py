@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,10 +65,12 @@ def test_a_truncated_file_names_itself_and_the_line_reached(tmp_path: Path, suff
     packed = gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor().compress(data)
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(packed[: int(len(packed) * share)])
-    read_rows = []
+    numbers = []
     with pytest.raises(InputError, match="cut short after line") as error:
-        read_rows.extend(_rows(path))
-    assert error.value.where.startswith(f"{path}:")
+        for part in cut(str(path), "lines", 1 << 30):
+            numbers += (record.line for record in read(part))
+    assert error.value.where == f"{path}:{len(numbers) + 1}"
+    assert share < 0.9 or len(numbers) > 15000
 
 
 def test_the_zstd_reader_of_the_library_would_have_lost_the_end_silently() -> None:
@@ -168,3 +171,20 @@ def test_text_of_says_what_is_wrong(value: dict, reason: str) -> None:
 def test_rest_keeps_the_other_scalars() -> None:
     value = {"text": "x", "id": 2**70, "score": 0.5, "list": [1], "none": None, "来源": "网"}
     assert json.loads(records.rest(value, ("text", None))) == {"id": 2**70, "score": 0.5, "来源": "网"}
+
+
+def test_files_behind_a_uri_read_as_local_ones(tmp_path: Path) -> None:
+    data = b"\n".join(_lines(200))
+    memory = fsspec.filesystem("memory")
+    for name, content in (("a.jsonl", data), ("b.jsonl.gz", gzip.compress(data)), ("c/d.jsonl.zst", _zstd(data))):
+        memory.pipe_file(f"/records-test/{name}", content)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    remote, local = _rows("memory://records-test", part_bytes=700), _rows(tmp_path, part_bytes=700)
+    memory.rm("/records-test", recursive=True)
+    assert [(p.file, p.start, *r) for p, r in remote] == [(p.file, p.start, *r) for p, r in local]
+    assert len(local) == 600
+
+
+def _zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)

@@ -44,7 +44,7 @@ def benchmark_texts(benchmark: Benchmark, normalise: Callable[[str], str], min_g
     for index, passage in enumerate(benchmark.corpus_ids):
         whole, body = benchmark.corpus_texts[index], benchmark.body(index)
         role = GOLD if passage in gold else DISTRACTOR
-        for value in _hashes({whole, body, normalise(whole), normalise(body)}):
+        for value in _hashes(dict.fromkeys((whole, body, normalise(whole), normalise(body)))):
             rows.setdefault((role, value), None)
         key = match_key(normalise(body)) if role == GOLD else ""
         if len(key) >= min_gold_chars:

@@ -29,6 +29,8 @@ from chuxin.schema import KEEP, PASSAGES
 if TYPE_CHECKING:
     from chuxin.artifacts import Attempt
 
+# Whichever measures the schema has a column for are kept.
+_COLUMNS = PASSAGES.names
 BENCHMARK_GOLD, DUPLICATE = "benchmark_gold", "duplicate"
 
 
@@ -58,9 +60,12 @@ def clean_document(
         reason = status(measures, config.filters)
         if reason == KEEP and gold >= 0 and config.drop_gold_from_raw:
             reason = BENCHMARK_GOLD
-        # hash63("text", key) is ids.text_hash(passage), without computing the key again.
-        rows.append((passage_id(own, start), own, start, source, title, passage, hash63("text", key),
-                     measures.n_chars, measures.han_share, gold >= 0, reason))
+        values = {
+            **measures._asdict(), "passage_id": passage_id(own, start), "document_id": own, "offset": start,
+            "source": source, "title": title, "text": passage, "holds_gold": gold >= 0, "status": reason,
+            "text_hash": hash63("text", key),  # ids.text_hash(passage), without computing the key again
+        }
+        rows.append(tuple(values[name] for name in _COLUMNS))
     return rows, gold
 
 

@@ -4,7 +4,7 @@
     raw/wudao/part-00000.json …          ONE JSON array of id, uniqueKey, titleUkey, dataType, title, content
     raw/mtp/part-00000.jsonl …           query, pos, neg (lists of texts)
     benchmarks/NAME/corpus.jsonl, queries.jsonl, qrels/test.tsv  BEIR
-    planted.json                         what was planted, counted, and the leaks one by one
+    planted.json                         counts: how often each fault was planted; leaks: one by one
 
 Memory does not grow with the world: pages and pairs are generated and written one by one.
 """
@@ -24,6 +24,9 @@ from chuxin.sample.defects import Leak, leaks, malformed, plant
 from chuxin.sample.documents import Document, documents
 from chuxin.sample.queries import Benchmark, Query, benchmark, training_queries
 from chuxin.sample.world import BENCHMARKS, Passage, draws, training_world
+
+SIZES = ("documents", "pairs", "passages", "files", "benchmark_passages", "benchmark_queries")
+"""What `write_world` counts beside the planted faults."""
 
 PAGES_A_LEAK = 8
 PAIRS_A_LEAK = 20
@@ -88,8 +91,7 @@ def write_world(directory: str | Path, config: SampleConfig) -> dict[str, int]:
         config: The world; the same config gives the same bytes.
 
     Returns:
-        Counts: `documents`, `pairs`, `passages`, `files`, `benchmark_passages`, `benchmark_queries`, and one
-        of each planted fault under its name.
+        Counts: the SIZES, and how often each fault was planted, under its name.
     """
     root = Path(directory)
     benchmarks = [benchmark(config, name) for name in BENCHMARKS]
@@ -106,12 +108,10 @@ def write_world(directory: str | Path, config: SampleConfig) -> dict[str, int]:
     planted: Counter[str] = Counter(leak.form for leak in (*in_pairs, *in_pages))
     counts += _write_pages(root / "raw", config, in_pages, planted)
     counts += _write_pairs(root / "raw" / "mtp", config, in_pairs, planted)
-    record = {
-        "counts": {**counts, **dict(sorted(planted.items()))},
-        "leaks": [leak.record() for leak in (*in_pairs, *in_pages)],
-    }
+    faults = dict(sorted(planted.items()))
+    record = {"counts": faults, "leaks": [leak.record() for leak in (*in_pairs, *in_pages)]}
     (root / "planted.json").write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))
-    return record["counts"]
+    return {**{name: counts[name] for name in SIZES}, **faults}
 
 
 def write_benchmark(directory: Path, held_out: Benchmark) -> None:

@@ -2,9 +2,7 @@
 
 from chuxin.runner import Context
 from chuxin.sample.config import SampleConfig
-from chuxin.sample.files import write_world
-
-_COUNTED_ELSEWHERE = ("documents", "pairs")
+from chuxin.sample.files import SIZES, write_world
 
 
 def run(ctx: Context, config: SampleConfig) -> None:
@@ -12,7 +10,10 @@ def run(ctx: Context, config: SampleConfig) -> None:
     with ctx.draft.attempt("all") as attempt:
         counts = write_world(attempt.directory, config)
         attempt.count(
-            rows_out=sum(counts[name] for name in _COUNTED_ELSEWHERE),
-            facts={"planted": {k: v for k, v in counts.items() if k not in _COUNTED_ELSEWHERE}},
+            rows_out=counts["documents"] + counts["pairs"],
+            facts={
+                "sizes": {name: counts[name] for name in SIZES},
+                "planted": {name: n for name, n in counts.items() if name not in SIZES},
+            },
         )
     ctx.log(f"{counts['documents']} documents, {counts['pairs']} pairs")

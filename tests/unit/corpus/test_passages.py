@@ -111,8 +111,9 @@ def test_a_gold_passage_across_passage_borders_is_found(tmp_path: Path, drop: bo
     config = CurateConfig("ingest", SplitConfig(40, 10), drop_gold_from_raw=drop)
     rows, owner = clean_document(document, config, index)
     assert owner == 0 and len(rows) > 4
-    assert {row[9] for row in rows} == {True}
-    assert ("benchmark_gold" in {row[10] for row in rows}) == drop
+    rows = [dict(zip(PASSAGES.names, row, strict=True)) for row in rows]
+    assert {row["holds_gold"] for row in rows} == {True}
+    assert ("benchmark_gold" in {row["status"] for row in rows}) == drop
 
 
 def test_an_empty_document_is_counted(tmp_path: Path) -> None:
