@@ -52,7 +52,11 @@ def match_key(text: str) -> str:
     Two texts that differ in width, case, script (traditional or simplified), punctuation or blanks are equal.
     """
     folded = _IGNORED.sub("", unicodedata.normalize("NFKC", text).lower())
-    return folded if folded.isascii() else _to_simplified()(folded)
+    if folded.isascii():
+        return folded
+    # Twice: phrases are simplified by context, so 乾縣 gives 乾县 at first and only 干县, as 乾县 does, the second time.
+    simplify = _to_simplified()
+    return simplify(simplify(folded))
 
 
 def text_hash(text: str) -> int:

@@ -42,10 +42,26 @@ def summarise(recipe: Any, done: Sequence[tuple[Artifact, bool]]) -> Summary:
         versions=manifests[-1]["versions"] if manifests else {},
         stages=rows,
         losses=losses,
-        contamination=tuple(Contamination(**leak) for m in manifests for leak in m["facts"].get("contamination", [])),
+        contamination=tuple(leak for m in manifests if m["stage"] == "curate" for leak in _leaks(m)),
         evaluation=json.loads(Path(results).read_text(encoding="utf-8")) if results else {},
         config_yaml=yaml.safe_dump(to_plain(recipe), allow_unicode=True, sort_keys=False),
     )
+
+
+def _leaks(manifest: dict[str, Any]) -> list[Contamination]:
+    """What curate found of the benchmarks in the training data; nothing if it was given no benchmarks."""
+    facts, config = manifest["facts"], manifest["config"]
+    if not config["benchmarks"]:
+        return []
+    found = {key: sum(facts[key].values()) for key in ("contaminated_query", "contaminated_positive", "gold_documents")}
+    raw = found["gold_documents"] if config["drop_gold_from_raw"] else 0
+    return [
+        Contamination("training queries equal to a benchmark query", found["contaminated_query"],
+                      found["contaminated_query"]),
+        Contamination("training positives equal to a benchmark's gold passage", found["contaminated_positive"],
+                      found["contaminated_positive"]),
+        Contamination("raw documents that hold a gold passage", found["gold_documents"], raw),
+    ]
 
 
 def machine() -> str:

@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from chuxin.ids import match_key
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "jobs/configs/micro/recipe.yaml"
@@ -43,11 +46,17 @@ def test_every_stage_is_committed_with_its_counts(micro: tuple[Path, str]) -> No
 
 
 def test_planted_leaks_are_found_and_none_is_kept(micro: tuple[Path, str]) -> None:
-    planted = manifest(micro[0], "sample")["facts"]["planted"]
-    leaks = {leak["what"]: leak for leak in manifest(micro[0], "curate")["facts"]["contamination"]}
-    assert planted and leaks
-    assert all(leak["dropped"] == leak["found"] for leak in leaks.values())
-    assert sum(leak["found"] for leak in leaks.values()) > 0
+    planted = json.loads(next(micro[0].glob("sample-*/parts/*/planted.json")).read_text())
+    leaked = [leak["query"] for leak in planted["leaks"] if leak["form"].startswith("query")]
+    facts = manifest(micro[0], "curate")["facts"]
+    assert sum(facts["contaminated_query"].values()) >= len(leaked) > 0
+    assert sum(facts["contaminated_positive"].values()) == planted["counts"]["gold_pair"]
+    assert sum(facts["gold_documents"].values()) == planted["counts"]["gold_document"]
+    kept = set()
+    for path in micro[0].glob("curate-*/parts/reduce-groups-*/groups.parquet"):
+        rows = pq.read_table(path, columns=["query", "status"]).to_pylist()
+        kept |= {match_key(row["query"]) for row in rows if row["status"] == "keep"}
+    assert kept and not kept & {match_key(query) for query in leaked}
 
 
 def test_finetuning_helps_even_at_this_size(micro: tuple[Path, str]) -> None:

@@ -22,6 +22,7 @@ def test_fields_are_separated() -> None:
 
 @pytest.mark.parametrize(("left", "right"), [
     ("机器 学习！", "机器学习"), ("ＡＢＣ１２３", "abc123"), ("機器學習", "机器学习"), ("“青霉素”的发现。", "青霉素的发现"),
+    ("乾縣", "乾县"),
 ])
 def test_equal_match_keys(left: str, right: str) -> None:
     assert match_key(left) == match_key(right) and text_hash(left) == text_hash(right)
