@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +39,17 @@ def deepspeed_config(zero_stage: int, bf16: bool, max_grad_norm: float) -> dict[
     }
 
 
-def new_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+def new_engine(
+    module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], tied: Sequence[nn.Parameter]
+) -> Any:
     """Wraps a module; torch.distributed must be initialised.
+
+    Args:
+        module: Whose forward pass computes the loss or what it needs.
+        optimizer: Over the module's parameters.
+        config: See `deepspeed_config`.
+        tied: Parameters that the module's own forward pass uses besides the submodule that owns them; ZeRO-3 would
+            otherwise take them away again once the owner has run.
 
     Returns:
         A `DeepSpeedEngine`.
@@ -54,6 +63,9 @@ def new_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict
     # that a killed run leaves behind and the next waits for without end. Only its inference engine calls that op.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    if config["zero_optimization"]["stage"] == 3:
+        for parameter in tied:
+            deepspeed.zero.register_external_parameter(module, parameter)
     return engine
 
 

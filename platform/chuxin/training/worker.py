@@ -146,7 +146,8 @@ def _train(run: Run) -> None:
     module = _new_retromae(run, model) if isinstance(config, PretrainConfig) else model
     set_dropout(module, config.dropout)
     settings = deepspeed_config(execution.zero_stage, config.dtype == "bf16", config.optimizer.max_grad_norm)
-    engine = new_engine(module, new_optimizer(module, config.optimizer), settings)
+    tied = [model.backbone.embeddings.word_embeddings.weight] if isinstance(module, RetroMAE) else []
+    engine = new_engine(module, new_optimizer(module, config.optimizer), settings, tied)
     objective = _new_objective(config, model, engine, tokenizer)
 
     saved = checkpoint.newest(run.state)
