@@ -59,6 +59,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_len: int) -> PreT
             # 0.9995: SentencePiece's advice for Chinese; the rest becomes bytes. A Chinese piece of more than
             # 8 characters is a whole phrase.
             character_coverage=0.9995, max_sentencepiece_length=8,
+            # Blanks are so rare in Chinese text that the coverage would leave them to three bytes each.
+            required_chars="\u2581",
             normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False,
             max_sentence_length=4 * LINE_CHARS, shuffle_input_sentence=False, num_threads=1, minloglevel=3,
         )  # fmt: skip

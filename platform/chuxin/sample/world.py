@@ -41,9 +41,9 @@ BENCHMARKS = {"sample-knowledge": KNOWLEDGE, "sample-products": PRODUCTS}
 DOMAINS = KNOWLEDGE + PRODUCTS
 
 SHORTEST_PASSAGE = 40  # code points
+JOINERS = ("", "市", "·")  # what stands between region and brand in a written name
 # Sentences that tell no fact, of the domain and of all domains. They are drawn per entity: its passages are
 # alike in length, so that BM25 does not miss a keyword query's answer for its length.
-JOINERS = ("", "市", "·")
 FILLERS = (0, 1, 1, 2, 2)
 BACKGROUND = (*[0] * 14, 1, 1, 2, 3)
 MOST_WHENS = 4

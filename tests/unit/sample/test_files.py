@@ -202,7 +202,7 @@ def test_planted_leaks_are_all_there_and_the_only_ones(world):
 def test_no_training_text_mentions_a_held_out_entity_but_the_planted_leaks(world):
     root, counts = world
     kept = [entity(SMALL.seed, d, index) for d in DOMAINS for index in range(held_out(SMALL))]
-    names = [word for subject in kept for word in (subject.name, *subject.aliases)]
+    names = [word for subject in kept for word in (*subject.written, *subject.aliases)]
     leaked = {leak["query"] for leak in json.loads((root / "planted.json").read_bytes())["leaks"]}
     mentions = 0
     for pair in pairs(root):

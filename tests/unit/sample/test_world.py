@@ -48,7 +48,7 @@ def test_names_nicknames_and_short_forms_never_meet():
     seen = Counter()
     for domain, index in itertools.product(DOMAINS, range(150)):
         subject = entity(7, domain, index)
-        seen.update({subject.name, *subject.aliases, subject.short})
+        seen.update({*subject.written, *subject.aliases, subject.short})
     assert max(seen.values()) == 1
 
 
@@ -87,7 +87,7 @@ def test_passages_of_a_topic_differ_in_the_one_fact_and_have_the_promised_length
         assert len({passage.text for passage in told}) == len(told)
         assert len({(passage.topic, passage.when) for passage in told}) == len(told)
         for passage in told:
-            assert passage.entity.name in passage.text
+            assert any(name in passage.text for name in passage.entity.written)
             assert passage.when.said in passage.text
             assert passage.varying in passage.told
 
