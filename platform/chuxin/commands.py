@@ -118,7 +118,7 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
         for index, bound in enumerate(chosen, 1):
             before = bound.committed
             artifact = Artifact(bound.uri) if before else \
-                runner.run_submitted(bound, recipe, known.submit, known.config)
+                runner.run_submitted(bound, recipe, known.submit)
             done.append((artifact, before))
             _line(bound, artifact, f"{index:2}/{len(chosen)} ", before)
     else:

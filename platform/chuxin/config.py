@@ -13,9 +13,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NewType, TypeVar
 
+import fsspec
 import yaml
 
 from chuxin.errors import InputError
@@ -39,9 +39,10 @@ def load(cls: type[T], path: str) -> T:
         InputError: The file is missing, is not YAML, a key or value does not fit, or a variable is not set; names
             file and line.
     """
-    if not Path(path).is_file():
+    fs, place = fsspec.core.url_to_fs(path)
+    if not fs.isfile(place):
         raise InputError(path, "there is no such config file", "Give --config one of jobs/configs/*/recipe.yaml")
-    text = Path(path).read_text(encoding="utf-8")
+    text = fs.cat_file(place).decode("utf-8")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text) or {}

@@ -54,7 +54,7 @@ def match_key(text: str) -> str:
     folded = _IGNORED.sub("", unicodedata.normalize("NFKC", text).lower())
     if folded.isascii():
         return folded
-    # Twice: phrases are simplified by context, so 乾縣 gives 乾县 at first and only 干县, as 乾县 does, the second time.
+    # Twice: phrases are simplified by context, so 乾縣 gives 乾县 at first and 干县, as 乾县 does, only then.
     simplify = _to_simplified()
     return simplify(simplify(folded))
 

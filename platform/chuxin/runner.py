@@ -15,6 +15,8 @@ import importlib
 import json
 import os
 import platform
+import posixpath
+import shlex
 import sys
 import time
 import typing
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import xxhash
+import yaml
 
 from chuxin import artifacts
 from chuxin.artifacts import Artifact, Draft
@@ -54,6 +57,7 @@ class Bound(NamedTuple):
 
     @property
     def committed(self) -> bool:
+        """True once the artifact's manifest is written."""
         return artifacts.read_json(f"{self.uri}/manifest.json") is not None
 
 
@@ -135,20 +139,28 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
     return artifact
 
 
-def run_submitted(bound: Bound, recipe: Any, address: str, config_path: str) -> Artifact:
+def run_submitted(bound: Bound, recipe: Any, address: str) -> Artifact:
     """Runs one stage as a Ray job of its own on the cluster at `address`, follows its log, and opens the result.
 
+    The job reads the resolved recipe, overrides included, from the workspace, which all nodes must reach.
+
     Raises:
-        InputError: The job ended with its exit code 2; its log holds the line.
+        InputError: The job failed; its log holds the line.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    resolved = yaml.safe_dump(to_plain(recipe), allow_unicode=True, sort_keys=False)
+    config_path = f"{recipe.workspace}/recipe-{xxhash.xxh3_64_hexdigest(resolved.encode())}.yaml"
+    fs, path = artifacts.filesystem(config_path)
+    fs.makedirs(posixpath.dirname(path), exist_ok=True)
+    fs.pipe_file(path, resolved.encode())
     client = JobSubmissionClient(address)
-    entrypoint = f"python jobs/{bound.stage.verb}.py --config {config_path} --stage {bound.stage.name} " \
-                 f"--workspace {recipe.workspace}"
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": "."},
-                            metadata={"stage": bound.stage.name, "config": config_path,
-                                      "fingerprint": bound.fingerprint})
+    command = ["python", f"jobs/{bound.stage.verb}.py", "--config", config_path, "--stage", bound.stage.name]
+    job = client.submit_job(
+        entrypoint=shlex.join(command), runtime_env={"working_dir": "."},
+        metadata={"stage": bound.stage.name, "recipe": recipe.name, "config": config_path,
+                  "fingerprint": bound.fingerprint},
+    )
     print(f"  {address}/#/jobs/{job}", flush=True)
     shown = 0
     while True:
@@ -175,16 +187,18 @@ def session(num_cpus: int | None, dashboard: bool) -> Iterator[str]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The dashboard lists training runs and their workers by name only where their state is tracked.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     import ray
 
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     # A submitted job's working_dir is unpacked elsewhere on every node, so its path is relative to it.
     source_root = "platform" if submitted else str(Path(__file__).resolve().parents[1])
     environment = {"env_vars": {"PYTHONPATH": source_root}}
-    if submitted:
+    if submitted or "RAY_ADDRESS" in os.environ:
         given = ray.init(runtime_env=environment, logging_level="warning", log_to_driver=False)
     else:
-        given = ray.init(num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
+        given = ray.init("local", num_cpus=num_cpus, include_dashboard=dashboard, dashboard_host="127.0.0.1",
                          runtime_env=environment, logging_level="warning", log_to_driver=False,
                          object_store_memory=256 * 2**20, configure_logging=True)
     _quiet()
@@ -284,7 +298,7 @@ def _require_cpus(bound: Bound) -> None:
     have, need = ray.cluster_resources().get("CPU", 0), required_cpus(bound.config)
     if need > have:
         raise InputError(f"{bound.stage.name}.execution", f"it needs {need:g} CPUs and the cluster has {have:g}",
-                         "Lower its workers or CPUs, or raise cluster.num_cpus (logical CPUs of a local run)")
+                         "Lower its workers or CPUs, or raise execution.num_cpus (logical CPUs of a local run)")
 
 
 def _publish(stage: str, manifest: Mapping[str, Any]) -> None:

@@ -53,7 +53,8 @@ def _leaks(manifest: dict[str, Any]) -> list[Contamination]:
     facts, config = manifest["facts"], manifest["config"]
     if not config["benchmarks"]:
         return []
-    found = {key: sum(facts[key].values()) for key in ("contaminated_query", "contaminated_positive", "gold_documents")}
+    kinds = ("contaminated_query", "contaminated_positive", "gold_documents")
+    found = {kind: sum(facts.get(kind, {}).values()) for kind in kinds}
     raw = found["gold_documents"] if config["drop_gold_from_raw"] else 0
     return [
         Contamination("training queries equal to a benchmark query", found["contaminated_query"],

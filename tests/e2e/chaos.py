@@ -34,7 +34,8 @@ def start(config: str, workspace: Path, wrapper: str | None = None) -> subproces
     if wrapper is None:
         command = [sys.executable, *arguments]
     else:
-        code = f"import sys, runpy; sys.argv = {arguments!r}\n{wrapper}\nrunpy.run_path('jobs/recipe.py', run_name='__main__')"
+        run = "runpy.run_path('jobs/recipe.py', run_name='__main__')"
+        code = f"import sys, runpy; sys.argv = {arguments!r}\n{wrapper}\n{run}"
         command = [sys.executable, "-c", code]
     log = open(workspace / "log.txt", "ab")
     return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
@@ -132,7 +133,8 @@ def main() -> int:
         print(f"stages that ran again: {again}")
         return 1
     rows = sum(count for count, _ in left.values())
-    print(f"same: {len(left)} tables, {rows:,} rows, every id; no committed stage ran again; {time.time() - began:.0f} s")
+    print(f"same: {len(left)} tables, {rows:,} rows, every id; no committed stage ran again; "
+          f"{time.time() - began:.0f} s")
     return 0
 
 

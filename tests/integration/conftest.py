@@ -50,9 +50,9 @@ def environment() -> dict[str, str]:
     return {**inherited, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Four logical CPUs on ports of its own, so that it meets no other cluster of this machine; ended by its id."""
+    """Four logical CPUs on ports of its own, to meet no other cluster of this machine; ended with the module."""
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "metrics-export-port", "ray-client-server-port", "runtime-env-agent-port", "node-manager-port",
              "object-manager-port")  # fmt: skip

@@ -105,7 +105,7 @@ def test_the_recipe_submits_each_stage_as_a_job_of_its_own(cluster: Cluster, wor
     assert done.stdout.count("skipped, committed") == 4, "only pack_pretrain was left to run"
     found = cluster.get(f"/api/jobs/{job}")
     assert found["status"] == "SUCCEEDED"
-    assert found["metadata"]["stage"] == "pack_pretrain" and found["metadata"]["config"] == CONFIG
+    assert found["metadata"]["stage"] == "pack_pretrain" and found["metadata"]["recipe"] == "micro"
 
 
 def test_tasks_and_training_runs_carry_the_stages_names(cluster: Cluster, workspace: str) -> None:

@@ -21,7 +21,8 @@ def test_fields_are_separated() -> None:
 
 
 @pytest.mark.parametrize(("left", "right"), [
-    ("机器 学习！", "机器学习"), ("ＡＢＣ１２３", "abc123"), ("機器學習", "机器学习"), ("“青霉素”的发现。", "青霉素的发现"),
+    ("机器 学习！", "机器学习"), ("ＡＢＣ１２３", "abc123"), ("機器學習", "机器学习"),
+    ("“青霉素”的发现。", "青霉素的发现"),
     ("乾縣", "乾县"),
 ])
 def test_equal_match_keys(left: str, right: str) -> None:

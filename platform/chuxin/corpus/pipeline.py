@@ -45,7 +45,7 @@ def ingest(ctx: Context, config: IngestConfig) -> None:
                 work[f"{kind}-{source.name}-{index:06d}"] = {"source": source.name, **part._asdict()}
     sources_by_name = {s.name: s for s in (*config.documents, *config.pairs)}
     fn = partial(ingest_part, config.execution.max_malformed_share, sources_by_name)
-    ctx.draft.map(work, fn, name="ingest", num_cpus=config.execution.num_cpus)
+    ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
     done = ctx.draft.committed()
     manifests = {key: done[key] for key in work}
     _check_malformed(manifests, config.execution.max_malformed_share)
@@ -79,21 +79,21 @@ def curate(ctx: Context, config: CurateConfig) -> None:
     raw = ctx.inputs.get(config.documents) or Artifact(ctx.resolve(config.documents))
     run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
     folders = {f"benchmark-{i:03d}": ctx.resolve(ref) for i, ref in enumerate(config.benchmarks)}
-    run(folders, partial(_index_benchmark, config), name="index benchmarks")
+    run(folders, partial(_index_benchmark, config), name=f"{ctx.name}: index benchmarks")
     index_files = tuple(ctx.draft.part(key, "benchmark_texts") for key in folders)
     facts: dict[str, Any] = {"by_source": {}, "ids_read": {}}
     leaks: dict[str, Counter[str]] = {}
     for table, final, mapper, reducer in (("documents", "passages", map_documents, reduce_passages),
                                           ("groups", "groups", map_groups, reduce_groups)):
         work = dict(_slices(raw, table, config.partition_bytes))
-        run(work, partial(mapper, config, index_files), name=f"clean {table}")
+        run(work, partial(mapper, config, index_files), name=f"{ctx.name}: clean {table}")
         mapped = _chosen(ctx.draft.committed(), work)
         _check_read(raw, table, mapped)
         buckets = {f"reduce-{final}-{b:03d}": {"bucket": b} for b in range(config.buckets)
                    if any(bucket_table(final, b) in m["tables"] for m in mapped.values())}
         parts = f"{ctx.draft.uri}/parts"
         places = [(f"{parts}/{m['directory']}", frozenset(m["tables"])) for m in mapped.values()]
-        run(buckets, partial(reducer, places), name=f"dedup {final}")
+        run(buckets, partial(reducer, places), name=f"{ctx.name}: dedup {final}")
         reduced = _chosen(ctx.draft.committed(), buckets)
         _check_buckets(final, mapped, buckets, reduced)
         facts["by_source"][final] = _by_source(reduced)

@@ -1,8 +1,12 @@
 """Checkpoints of a run: written beside each other, real once `complete.json` stands, the newest of them continued.
 
-    STATE/checkpoints/step-00000500/engine/…      DeepSpeed's files: weights, optimizer, one part a rank if sharded
+    STATE/owner.json                              the run that may write here
+    STATE/checkpoints/step-00000500-OWNER/engine/ DeepSpeed's files: weights, optimizer, one part a rank if sharded
                                     metrics.jsonl what was logged up to this step
                                     complete.json step, workers, ZeRO stage; written last, by rank 0
+
+Ray's workers outlive a killed driver by up to ten seconds (the interval at which they look for their raylet), so the
+next run may meet its predecessor still at work: each writes under its own name, and only the owner removes anything.
 
 Random draws and the learning rate are functions of the step (models/retromae.py, optimizer.py), and the plan's
 batch follows from it, so weights, optimizer state and the step are all there is to keep.
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,20 +50,42 @@ def newest(state: str) -> Saved | None:
     return None
 
 
-def save(engine: Any, state: str, step: int, records: Sequence[dict[str, Any]], zero_stage: int, keep: int) -> None:
+def claim(state: str) -> str:
+    """Makes the caller's run the owner of a state; returns the owner's name."""
+    owner = uuid.uuid4().hex[:8]
+    write_json(f"{state}/owner.json", {"owner": owner})
+    return owner
+
+
+def require_owner(state: str, owner: str) -> None:
+    """Stops a worker whose run was killed and has a successor.
+
+    Raises:
+        RuntimeError: Another run owns the state, or it is gone.
+    """
+    note = read_json(f"{state}/owner.json")
+    if note is None or note["owner"] != owner:
+        raise RuntimeError(f"another run has taken over {state}")
+
+
+def save(
+    engine: Any, state: str, owner: str, step: int, records: Sequence[dict[str, Any]], zero_stage: int, keep: int
+) -> None:
     """Writes a checkpoint; all ranks call it. Older ones beyond `keep` go once it is complete.
 
     Args:
         engine: DeepSpeed's.
         state: The run's directory or URI, seen by all ranks.
+        owner: This run's name, from `claim`.
         step: Steps done.
         records: What was logged up to this step; used on rank 0.
         zero_stage: Of the engine.
         keep: Complete checkpoints to keep.
     """
-    uri = f"{state}/checkpoints/step-{step:08d}"
+    require_owner(state, owner)
+    uri = f"{state}/checkpoints/step-{step:08d}-{owner}"
     if rank() == 0:
-        _remove(uri)  # what an earlier run left half-written
+        _remove(uri)  # what a lost worker left half-written
     _barrier()
     with _directory(uri, download=False) as local:
         engine.save_checkpoint(local, tag=ENGINE, save_latest=False)
@@ -66,6 +93,7 @@ def save(engine: Any, state: str, step: int, records: Sequence[dict[str, Any]], 
             write_records(f"{local}/{METRICS}", records)
     _barrier()
     if rank() == 0:
+        require_owner(state, owner)
         write_json(f"{uri}/complete.json", {"step": step, "workers": world_size(), "zero_stage": zero_stage})
         complete = [d for d in _directories(state) if read_json(f"{d}/complete.json") is not None]
         for old in set(_directories(state)) - set(complete[-keep:]):

@@ -51,6 +51,7 @@ class Run(NamedTuple):
     plan_uri: str
     model: str
     state: str
+    owner: str
 
 
 def pretrain(ctx: Context, config: PretrainConfig) -> None:
@@ -78,14 +79,15 @@ def _run(ctx: Context, config: PretrainConfig | FinetuneConfig) -> None:
     uri = _absolute(artifact.uri)
     files = [_absolute(file) for file in artifact.parts("plan")]
     plan = open_plan(uri, artifact.partitions(), files)
-    done = read_json(f"{state}/export/complete.json")
+    done = read_json(f"{state}/export.json")
     if done is None:
         _fit(ctx, config, plan, uri, state)
-        done = read_json(f"{state}/export/complete.json")
+        done = read_json(f"{state}/export.json")
+    export = f"{state}/{done['directory']}"
     with ctx.draft.attempt("model") as attempt:
-        _fetch(f"{state}/export/model", attempt.path("model"))
-        _fetch(f"{state}/export/{checkpoint.METRICS}", attempt.path(checkpoint.METRICS))
-        attempt.count(rows_in=done["rows"], rows_out=done["rows"], facts=done)
+        _fetch(f"{export}/model", attempt.path("model"))
+        _fetch(f"{export}/{checkpoint.METRICS}", attempt.path(checkpoint.METRICS))
+        attempt.count(rows_in=done["rows"], rows_out=done["rows"], facts=done["facts"])
 
 
 def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri: str, state: str) -> None:
@@ -95,7 +97,7 @@ def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri:
     model = os.path.abspath(model) if os.path.isdir(model) else model
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": Run(ctx.name, config, plan, uri, model, state)},
+        train_loop_config={"run": Run(ctx.name, config, plan, uri, model, state, checkpoint.claim(state))},
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers, use_gpu=execution.use_gpu, resources_per_worker=resources
         ),
@@ -175,7 +177,9 @@ def _train(run: Run) -> None:
         if at_checkpoint or step % execution.log_every == 0:
             records.append({**record, **seen})
         if at_checkpoint:
-            checkpoint.save(engine, run.state, step, records, execution.zero_stage, execution.keep_checkpoints)
+            checkpoint.save(
+                engine, run.state, run.owner, step, records, execution.zero_stage, execution.keep_checkpoints
+            )
             ray.train.report({key: record[key] for key in ("step", "epoch", "loss", "grad_norm", "lr")})
     _export(run, model, module, tokenizer, records, rank)
 
@@ -207,7 +211,9 @@ def _new_objective(config: PretrainConfig | FinetuneConfig, model: M3Model, engi
 def _export(
     run: Run, model: M3Model, module: torch.nn.Module, tokenizer: Any, records: list[Record], rank: int
 ) -> None:
-    export = f"{run.state}/export"
+    checkpoint.require_owner(run.state, run.owner)
+    directory = f"export-{run.owner}"
+    export = f"{run.state}/{directory}"
     with whole_weights(module, run.config.execution.zero_stage):
         if rank:
             return
@@ -220,9 +226,9 @@ def _export(
     checkpoint.write_records(f"{export}/{checkpoint.METRICS}", records)
     last = records[-1]
     losses = {f"final_{key}": last[key] for key in ("loss", "encoder_loss", "decoder_loss", "accuracy") if key in last}
-    write_json(f"{export}/complete.json", {
-        "steps": last["step"], **losses, "rows": last["rows_seen"], "tokens": last["tokens_seen"],
-    })  # fmt: skip
+    facts = {"steps": last["step"], **losses, "rows": last["rows_seen"], "tokens": last["tokens_seen"]}
+    checkpoint.require_owner(run.state, run.owner)
+    write_json(f"{run.state}/export.json", {"directory": directory, "rows": last["rows_seen"], "facts": facts})
 
 
 def _fetch(uri: str, target: str) -> None:

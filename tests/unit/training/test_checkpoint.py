@@ -24,9 +24,11 @@ class FileEngine:
         self.weight = torch.load(f"{directory}/{tag}/weight.pt", weights_only=True)
 
 
-def save(state: str, step: int, keep: int = 2) -> None:
+def save(state: str, step: int, keep: int = 2, owner: str | None = None) -> str:
+    owner = owner or checkpoint.claim(state)
     records = [{"step": s, "loss": 1.0 / s} for s in range(1, step + 1)]
-    checkpoint.save(FileEngine(float(step)), state, step, records, 0, keep)
+    checkpoint.save(FileEngine(float(step)), state, owner, step, records, 0, keep)
+    return f"step-{step:08d}-{owner}"
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -47,15 +49,28 @@ def test_the_newest_checkpoint_comes_back_with_its_records(state: str) -> None:
 
 
 def test_old_ones_go_and_unfinished_ones_are_ignored(state: str, tmp_path: Path) -> None:
-    for step in (2, 4, 6):
-        save(state, step)
+    names = [save(state, step) for step in (2, 4, 6)]
     fs, path = checkpoint.filesystem(f"{state}/checkpoints")
-    assert sorted(p.rpartition("/")[2] for p in fs.ls(path, detail=False)) == ["step-00000004", "step-00000006"]
-    fs.rm_file(f"{path}/step-00000006/complete.json")  # as if killed before it
+    assert sorted(p.rpartition("/")[2] for p in fs.ls(path, detail=False)) == names[1:]
+    fs.rm_file(f"{path}/{names[2]}/complete.json")  # as if killed before it
     assert checkpoint.newest(state).step == 4
-    save(state, 6, keep=1)
+    last = save(state, 6, keep=1)
     assert checkpoint.newest(state).step == 6
-    assert [p.rpartition("/")[2] for p in fs.ls(path, detail=False)] == ["step-00000006"]
+    assert [p.rpartition("/")[2] for p in fs.ls(path, detail=False)] == [last]
+
+
+def test_a_run_with_a_successor_writes_nothing_more(state: str) -> None:
+    owner = checkpoint.claim(state)
+    save(state, 2, owner=owner)
+    checkpoint.require_owner(state, owner)
+    successor = checkpoint.claim(state)
+    with pytest.raises(RuntimeError, match="another run has taken over"):
+        save(state, 4, owner=owner)
+    assert checkpoint.newest(state).step == 2
+    save(state, 4, owner=successor)
+    assert checkpoint.newest(state).step == 4
+    with pytest.raises(RuntimeError, match="another run"):
+        checkpoint.require_owner(f"{state}/gone", owner)
 
 
 def test_sharded_state_of_other_workers_is_refused(tmp_path: Path) -> None:
