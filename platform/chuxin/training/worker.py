@@ -110,7 +110,7 @@ def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri:
         trainer.fit()
     error = progress.take_error(state)
     if error is not None:
-        raise error
+        raise InputError(f"{ctx.name}: {error.where}", error.problem, error.remedy)
 
 
 def _line(record: Record) -> str:
