@@ -49,7 +49,7 @@ def make_model(config: InitConfig, key: str, parts: Sequence[str], attempt: Atte
 
     texts = list(spread(parts, config.max_texts))
     tokenizer = train_tokenizer(texts, config.vocab_size, config.max_len)
-    attempt.count(rows_in=len(texts), facts=coverage(tokenizer, texts[:: len(texts) // MEASURED + 1]))
+    attempt.count(facts=coverage(tokenizer, texts[:: len(texts) // MEASURED + 1]))
     _save(new_model(config, len(tokenizer)), tokenizer, attempt)
 
 

@@ -1,0 +1,157 @@
+"""Both pack stages from Parquet to a closed artifact, with partitions computed in this process instead of by Ray."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from chuxin.artifacts import Artifact, Attempt, Draft
+from chuxin.errors import InputError
+from chuxin.ids import text_hash
+from chuxin.models.checkpoint import load_tokenizer
+from chuxin.models.vocabulary import vocabulary_fingerprint
+from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
+from chuxin.packing.pipeline import pack_groups, pack_texts
+from chuxin.runner import Context
+from chuxin.schema import GROUPS, PASSAGES
+
+ROWS = 60
+
+
+class HereDraft(Draft):
+    """A draft whose partitions are computed one after another in this process."""
+
+    def map(
+        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
+        memory: int | None = None,
+    ) -> None:  # fmt: skip
+        for key, item in work.items():
+            with self.attempt(key) as attempt:
+                fn(key, item, attempt)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two parts of groups and two of passages; every sixth row fell earlier."""
+
+    def passage(number: int, text: str) -> dict:
+        return {"passage_id": number, "text": text, "text_hash": text_hash(text), "score": None}
+
+    groups = [
+        {"query_id": i, "query": f"学生{i}在哪里", "query_hash": text_hash(f"学生{i}在哪里"),
+         "positives": [passage(100 + i, f"学生{i}在北京学习做菜")], "negatives": [passage(200 + i, f"医生{i}回来")],
+         "source": "ab"[i % 2], "status": "short" if i % 6 == 0 else "keep", "lineage": {"file": "f", "position": i}}
+        for i in range(ROWS)
+    ]  # fmt: skip
+    texts = [
+        {"passage_id": i, "source": "ab"[i % 2], "text": f"老师{i}在上海参观博物馆" * (1 + i % 4),
+         "status": "short" if i % 6 == 0 else "keep"} for i in range(ROWS)
+    ]  # fmt: skip
+    for name, schema, rows in (("groups", GROUPS, groups), ("texts", PASSAGES, texts)):
+        for part in range(2):
+            pq.write_table(pa.Table.from_pylist(rows[part::2], schema), tmp_path / f"{name}-{part}.parquet")
+    return tmp_path
+
+
+def run(folder: Path, stage: Callable, config: PackGroupsConfig | PackTextsConfig) -> Artifact:
+    draft = HereDraft(str(folder / "artifact"), "f" * 32, {}, print)
+    stage(Context("pack", draft, {}, print), config)
+    return draft.close()
+
+
+def groups_config(folder: Path, model: str, **changes: Any) -> PackGroupsConfig:
+    settings = {"query_max_len": 12, "passage_max_len": 24, "group_size": 2, "batch_size": 8, "epochs": 2, "seed": 1,
+                "slices": 3, "buckets": 2} | changes  # fmt: skip
+    return PackGroupsConfig(groups=f"{folder}/groups-*.parquet", tokenizer=model, **settings)
+
+
+def test_every_kept_group_is_planned_once_an_epoch(folder: Path, tiny_model: str) -> None:
+    artifact = run(folder, pack_groups, groups_config(folder, tiny_model))
+    plan = artifact.read("plan").to_pylist()
+    kept = {i for i in range(ROWS) if i % 6}
+    for epoch in range(2):
+        used = Counter(row["query_id"] for row in plan if row["epoch"] == epoch)
+        assert max(used.values()) == 1 and set(used) <= kept
+    planned = [p for p in artifact.partitions() if p["key"].startswith("epoch")]
+    assert [p["key"] for p in planned] == [f"epoch{e:03d}-bucket{b:04d}" for e in range(2) for b in range(2)]
+    leftover = artifact.manifest["drops"].get("leftover", 0)
+    assert len(plan) + leftover == 2 * len(kept) and artifact.manifest["rows_in"] == len(kept)
+    vocabulary = vocabulary_fingerprint(load_tokenizer(tiny_model))
+    for part in planned:
+        own = [row for row in plan if row["epoch"] == int(part["key"][5:8])]
+        assert part["facts"]["vocabulary"] == vocabulary and part["facts"]["slices"] == 3
+        assert part["facts"]["batches"] > 0 and part["facts"]["rows"] <= len(own)
+    assert {row["source"] for row in plan} == {"a", "b"}
+
+
+def test_the_cap_is_exact_and_does_not_depend_on_the_parts(folder: Path, tiny_model: str) -> None:
+    capped = {"max_groups": 21, "buckets": 1, "epochs": 1, "batch_size": 50}
+    plan = run(folder, pack_groups, groups_config(folder, tiny_model, **capped))
+    ids = set(plan.read("plan")["query_id"].to_pylist())
+    assert len(ids) == 21 and plan.manifest["drops"]["over_limit"] == 29
+    joined = pa.concat_tables([pq.read_table(folder / f"groups-{part}.parquet") for part in range(2)])
+    (folder / "other").mkdir()
+    pq.write_table(joined, folder / "other/groups-0.parquet")
+    again = run(folder / "other", pack_groups, groups_config(folder / "other", tiny_model, **capped))
+    assert set(again.read("plan")["query_id"].to_pylist()) == ids
+
+
+def test_texts_are_all_packed(folder: Path, tiny_model: str) -> None:
+    config = PackTextsConfig(f"{folder}/texts-*.parquet", tiny_model, max_len=16, tokens_per_batch=100, epochs=2,
+                             seed=1, slices=2, weights={"b": 2.0})  # fmt: skip
+    artifact = run(folder, pack_texts, config)
+    plan = artifact.read("plan").to_pylist()
+    tokenizer = load_tokenizer(tiny_model)
+    for epoch in range(2):
+        used = Counter((row["passage_id"], row["offset"]) for row in plan if row["epoch"] == epoch)
+        assert {i for i, _ in used} == {i for i in range(ROWS) if i % 6}
+        assert all(count == 1 + i % 2 for (i, _), count in used.items())
+    whole: dict[int, list[int]] = {}
+    for row in sorted((r for r in plan if r["epoch"] == 0 and r["passage_id"] % 2 == 0), key=lambda r: r["offset"]):
+        whole.setdefault(row["passage_id"], []).extend(row["token_ids"][1:-1])
+    text = "老师{}在上海参观博物馆"
+    assert all(
+        ids == tokenizer(text.format(i) * (1 + i % 4), add_special_tokens=False)["input_ids"]
+        for i, ids in whole.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"weights": {"c": 1.0}}, "there is no source `c`"),
+        ({"weights": {"a": 0.0, "b": 0.0}}, "the plan is empty"),
+        ({"max_groups": 1}, "the plan is empty"),
+    ],
+)
+def test_plans_that_cannot_be_made_are_refused(folder: Path, tiny_model: str, changes: dict, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        run(folder, pack_groups, groups_config(folder, tiny_model, **changes))
+
+
+def test_an_input_without_the_table_is_refused(folder: Path, tiny_model: str) -> None:
+    with pytest.raises(InputError, match="holds no table `groups`"):
+        run(folder, pack_groups, groups_config(folder / "nothing", tiny_model))
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(folder: Path) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
+    bare.save_pretrained(folder / "bare")
+    with pytest.raises(InputError, match="the tokenizer has no cls token"):
+        run(folder, pack_groups, groups_config(folder, str(folder / "bare")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"batch_size": 1}, "batch_size"), ({"epochs": 0}, "epochs"), ({"query_max_len": 2}, "query_max_len"),
+     ({"weights": {"a": -1.0}}, "weight")],
+)  # fmt: skip
+def test_configs_that_make_no_sense_are_refused(changes: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        groups_config(Path("x"), "m", **changes)
