@@ -21,8 +21,8 @@ help: ## list the targets
 setup:
 	@cluster/setup.sh
 
-demo: setup ## run the whole recipe on the embedded sample
-	$(PYTHON) jobs/recipe.py --config jobs/configs/sample/recipe.yaml
+demo: setup ## run the whole recipe on the embedded sample (WORKSPACE=folder)
+	$(PYTHON) jobs/recipe.py --config jobs/configs/sample/recipe.yaml $(if $(WORKSPACE),--workspace $(WORKSPACE))
 
 test: setup ## all tests that need neither network nor GPU
 	$(PYTHON) -m pytest tests/unit tests/integration tests/e2e
@@ -36,11 +36,11 @@ test-network: setup ## resolve both package sets against the registry
 lint: setup ## ruff over everything
 	$(PYTHON) -m ruff check
 
-demo-real: setup ## the recipe on real Chinese text (DATA=folder)
-	DATA=$(DATA) $(PYTHON) jobs/recipe.py --config jobs/configs/real/recipe.yaml
+demo-real: setup ## the recipe on real Chinese text (DATA=folder, WORKSPACE=folder)
+	DATA=$(DATA) $(PYTHON) jobs/recipe.py --config jobs/configs/real/recipe.yaml $(if $(WORKSPACE),--workspace $(WORKSPACE))
 
 compare-real: setup ## the same training by FlagEmbedding's own trainer, beside ours
-	DATA=$(DATA) $(PYTHON) tests/benchmarks/compare_real.py
+	DATA=$(DATA) $(PYTHON) tests/benchmarks/compare_real.py $(if $(WORKSPACE),--workspace $(WORKSPACE))
 
 chaos-micro: setup ## kill -9 at five moments, rerun, compare
 	$(PYTHON) tests/e2e/chaos.py

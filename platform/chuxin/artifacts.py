@@ -39,7 +39,10 @@ _MASK_64 = (1 << 64) - 1
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the file system of a path or URI and the path on it."""
-    fs, path = fsspec.core.url_to_fs(uri)
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise InputError(uri, str(error).splitlines()[0].rstrip("."), "Install that package in .venv") from error
     return fs, path.rstrip("/")
 
 
@@ -215,6 +218,7 @@ class Draft:
     def committed(self) -> dict[str, dict[str, Any]]:
         """Returns the manifests of the partitions that are done, by key."""
         fs, path = filesystem(f"{self.uri}/partitions")
+        fs.invalidate_cache()  # object stores' clients remember listings from before workers wrote
         if not fs.exists(path):
             return {}
         names = sorted(posixpath.basename(f) for f in fs.ls(path, detail=False) if f.endswith(".json"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from chuxin import runner
-from chuxin.artifacts import Artifact
+from chuxin.artifacts import Artifact, filesystem
 from chuxin.config import load, override
 from chuxin.errors import InputError
 from chuxin.recipe import STAGES, RecipeConfig
@@ -38,7 +38,7 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=names, default=names[0], help="section of the config (default: %(default)s)")
     known, rest = parser.parse_known_args(arguments)
     try:
-        recipe = _load(known)
+        recipe = load_recipe(known.config, known.workspace)
         section = getattr(recipe, known.stage)
         if section is None:
             raise InputError(known.config, f"it has no section `{known.stage}`", "Add the section, or give --stage")
@@ -64,7 +64,7 @@ def serve_job(arguments: Sequence[str] | None = None) -> int:
         left.remove("--check")
         return stage_job("serve", left)
     try:
-        recipe = _load(known)
+        recipe = load_recipe(known.config, known.workspace)
         if recipe.serve is None:
             raise InputError(known.config, "it has no section `serve`", "Add the section")
         section = _override(parser, known, recipe.serve, rest)
@@ -94,7 +94,7 @@ def recipe_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--submit", metavar="ADDRESS", help="run every stage as a job of its own on this cluster")
     known, rest = parser.parse_known_args(arguments)
     try:
-        recipe = _load(known)
+        recipe = load_recipe(known.config, known.workspace)
         recipe = _override(parser, known, recipe, rest)
         chosen = _up_to(runner.bind(recipe, STAGES), known.to)
         if known.dry_run:
@@ -127,8 +127,9 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
             for index, bound in enumerate(chosen, 1):
                 done.append(_run_one(bound, recipe, position=f"{index:2}/{len(chosen)} "))
     summary = story.summarise(recipe, done)
-    page = Path(recipe.workspace) / "report.html"
-    page.write_text(render(summary), encoding="utf-8")
+    page = f"{recipe.workspace}/report.html"
+    fs, path = filesystem(page)
+    fs.pipe_file(path, render(summary).encode())
     print(f"\n{text_table(summary)}\n\nreport {page}   total {runner.clock(time.time() - started)}", flush=True)
 
 
@@ -162,9 +163,20 @@ def _override(parser: argparse.ArgumentParser, known: argparse.Namespace, config
     return override(config, rest, parser.prog) if rest else config
 
 
-def _load(known: argparse.Namespace) -> RecipeConfig:
-    recipe = load(RecipeConfig, known.config)
-    return dataclasses.replace(recipe, workspace=known.workspace) if known.workspace else recipe
+def load_recipe(config: str, workspace: str | None) -> RecipeConfig:
+    """Loads a world's config with its workspace made absolute, so that every process means the same place.
+
+    Raises:
+        InputError: The config does not load, or a submitted job would write into its unpacked upload.
+    """
+    recipe = load(RecipeConfig, config)
+    chosen = os.path.expanduser(workspace or recipe.workspace)
+    if "://" not in chosen:
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not os.path.isabs(chosen):
+            problem = f"the workspace {chosen} is relative, and a job runs in a copy of the working directory"
+            raise InputError(config, problem, "Give an absolute workspace that all nodes reach")
+        chosen = os.path.abspath(chosen)
+    return dataclasses.replace(recipe, workspace=chosen)
 
 
 def _parser(program: str, about: str) -> argparse.ArgumentParser:

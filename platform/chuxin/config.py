@@ -6,8 +6,10 @@ Two types mark values that name an input: `Ref` and `ModelRef`; the runner turns
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import re
 import types
@@ -53,7 +55,12 @@ def load(cls: type[T], path: str) -> T:
         raise InputError(f"{path}:{line}", f"this is not YAML ({problem})", "Correct the line") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path}:1", "a config is a mapping of keys to values", "Begin it with `workspace: …`")
-    lines = dict(_lines(node, ()))
+    lines: dict[tuple, int] = {}
+    for loc, line in _lines(node, ()):
+        if loc in lines:
+            key = ".".join(map(str, loc))
+            raise InputError(f"{path}:{line}", f"the key `{key}` stands twice (first in line {lines[loc]})", "Keep one")
+        lines[loc] = line
 
     def where(loc: tuple) -> str:
         return f"{path}:{_line_of(lines, loc)}"
@@ -95,11 +102,27 @@ def validate(cls: type[T], raw: Mapping[str, Any], where: Callable[[tuple], str]
 
 
 def override(config: T, arguments: Sequence[str], program: str) -> T:
-    """Applies command-line flags such as `--optimizer.learning-rate 1e-4` to a loaded config."""
+    """Applies command-line flags such as `--optimizer.learning-rate 1e-4` to a loaded config.
+
+    Raises:
+        InputError: A flag is unknown or its value does not fit.
+    """
     import tyro
 
     marks = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(config), default=config, args=list(arguments), prog=program, config=marks)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(type(config), default=config, args=list(arguments), prog=program, config=marks)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # tyro draws a box of several lines; an error here is one line.
+        words = re.sub(r"[─│╭╮╰╯\s]+", " ", said.getvalue()).strip()
+        problem = words.partition(" For full helptext")[0].rstrip(".")
+        raise InputError("command line", problem, f"See python {program} --help") from None
+    except ValueError as error:
+        raise InputError("command line", str(error), f"See python {program} --help") from error
 
 
 def to_plain(value: Any) -> Any:
@@ -115,24 +138,35 @@ def to_plain(value: Any) -> Any:
 
 def refs(value: Any, hint: Any = None) -> Iterator[tuple[str, bool]]:
     """Yields (reference, is a model) for every `Ref` and `ModelRef` in a config, in field order."""
-    if hint in (Ref, ModelRef) and isinstance(value, str):
-        yield value, hint is ModelRef
-    elif dataclasses.is_dataclass(value):
+    for inner, kind in walk(value, hint):
+        if kind in (Ref, ModelRef) and isinstance(inner, str):
+            yield inner, kind is ModelRef
+
+
+def walk(value: Any, hint: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields every leaf of a config with its declared type, through dataclasses, containers and unions."""
+    options = [o for o in typing.get_args(hint) if o is not type(None)] if is_union(hint) else [hint]
+    if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value))
         for field in dataclasses.fields(value):
-            yield from refs(getattr(value, field.name), hints[field.name])
-    elif isinstance(value, Mapping):
-        inner = typing.get_args(hint)
-        for item in value.values():
-            yield from refs(item, inner[1] if len(inner) == 2 else None)
-    elif isinstance(value, (list, tuple)):
-        inner = typing.get_args(hint)
-        for item in value:
-            yield from refs(item, inner[0] if inner else None)
-    elif isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        for option in typing.get_args(hint):
-            if option in (Ref, ModelRef) and isinstance(value, str):
-                yield value, option is ModelRef
+            yield from walk(getattr(value, field.name), hints[field.name])
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from walk(item, item_hint(hint))
+    else:
+        yield value, next((o for o in options if o in (Ref, ModelRef)), options[0])
+
+
+def is_union(hint: Any) -> bool:
+    """True for `A | B` and Optional[A]."""
+    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+
+
+def item_hint(hint: Any) -> Any:
+    """Returns the declared type of a container's items: the values of a mapping, the elements of a tuple."""
+    options = [o for o in typing.get_args(hint) if o is not type(None)] if is_union(hint) else [hint]
+    arguments = next((typing.get_args(o) for o in options if typing.get_args(o)), ())
+    return arguments[1 if len(arguments) == 2 and arguments[1] is not Ellipsis else 0] if arguments else None
 
 
 def _dataclasses_in(hint: Any) -> Iterator[type]:

@@ -33,6 +33,6 @@ def find_input_error(error: BaseException) -> InputError | None:
         if isinstance(current, InputError) and len(current.args) == 3:
             return InputError(*current.args)
         # RayTaskError keeps the original in `.cause`; Ray Train's group error keeps one error a worker.
-        queue += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        queue += [current.__cause__, getattr(current, "cause", None)]
         queue += (getattr(current, "worker_failures", None) or {}).values()
     return None

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import glob
 import importlib
 import json
 import os
 import platform
 import posixpath
+import re
 import shlex
 import sys
 import time
@@ -25,12 +25,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
 import xxhash
 import yaml
 
 from chuxin import artifacts
 from chuxin.artifacts import Artifact, Draft
-from chuxin.config import ModelRef, Ref, refs, to_plain
+from chuxin.config import item_hint, refs, to_plain
 from chuxin.errors import InputError
 
 _VERSIONS = ("chuxin", "ray", "torch", "transformers", "deepspeed", "pyarrow")
@@ -118,7 +119,7 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
             remedy = f"Run it first: python jobs/recipe.py --config <this config> --to {name}"
             raise InputError(bound.stage.name, f"its input `{name}` is not committed at {uri}", remedy)
         inputs[name] = Artifact(uri)
-    _require_cpus(bound)
+    _require_resources(bound)
     started = time.time()
     describe = {
         "stage": bound.stage.name, "run": bound.stage.run, "version": bound.stage.version,
@@ -225,43 +226,39 @@ def _quiet() -> None:
 
 
 def _identify(ref: str, is_model: bool, where: str, bound: Mapping[str, Bound]) -> str:
-    """Returns the fingerprint of an input that is no stage: of files by content, of a hub model by its name."""
-    if "://" in ref:
-        fs, path = artifacts.filesystem(ref)
-        found = sorted(fs.glob(path)) if "*" in path else ([path] if fs.exists(path) else [])
-        described = [(f.removeprefix(path), str(sorted(fs.info(f).items(), key=str))) for f in found]
-        if found:
-            return xxhash.xxh3_128_hexdigest(repr(described).encode())
-    elif files := local_files(ref):
-        root = local_root(ref)
-        return xxhash.xxh3_128_hexdigest(repr([(str(f.relative_to(root)), _content_hash(f)) for f in files]).encode())
-    elif is_model and not ref.startswith((".", "/", "~")) and ref.count("/") == 1:
+    """Returns the fingerprint of an input that is no stage: files by name and content, a hub model by its name."""
+    fs, root = artifacts.filesystem(os.path.expanduser(ref))
+    if fsspec.core.has_magic(root):
+        base = root[: min(root.find(c) for c in "*?[" if c in root)].rpartition("/")[0]
+        found = [name for name in fs.glob(root) if fs.isfile(name)]
+    elif fs.isdir(root):
+        base, found = root, fs.find(root)
+    else:
+        base, found = root.rpartition("/")[0], [root] if fs.exists(root) else []
+    if found:
+        files = [(name.removeprefix(base).lstrip("/"), _file_identity(fs, name)) for name in sorted(found)]
+        return xxhash.xxh3_128_hexdigest(repr(files).encode())
+    is_hub_name = is_model and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not ref.startswith(".")
+    if is_hub_name and not os.path.isdir(ref.partition("/")[0]) and _may_load(ref):
         return f"hub:{ref}"
     kind = "model" if is_model else "file or folder"
     stages = ", ".join(bound) or "none yet"
     raise InputError(f"{where}: {ref}", f"there is no such {kind}", f"Give a path, or an earlier stage ({stages})")
 
 
-def local_files(ref: str) -> list[Path]:
-    """Returns the files that a local path, folder or glob names, sorted."""
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.is_file())
-    return sorted(Path(p) for p in glob.glob(str(path)) if Path(p).is_file())
+def _may_load(name: str) -> bool:
+    """True if a hub model can be had: it is in the local cache, or the hub may be asked."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    return not constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
-def local_root(ref: str) -> Path:
-    """Returns the folder that file names of a reference are relative to: itself, or the part before any wildcard."""
-    path = Path(ref).expanduser()
-    if path.is_dir():
-        return path
-    wild = next((i for i, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
-    return Path(*path.parts[:wild])
-
-
-def _content_hash(file: Path) -> str:
+def _file_identity(fs: fsspec.AbstractFileSystem, name: str) -> str:
+    if not isinstance(fs, fsspec.implementations.local.LocalFileSystem):
+        info = fs.info(name)  # an object store's own checksum: the content is not fetched for it
+        return repr((info["size"], info.get("ETag") or info.get("etag") or info.get("md5Hash") or fs.checksum(name)))
     digest = xxhash.xxh3_128()
-    with open(file, "rb") as handle:
+    with open(name, "rb") as handle:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -269,20 +266,15 @@ def _content_hash(file: Path) -> str:
 
 def _content(value: Any, identities: Mapping[str, str], hint: Any = None) -> Any:
     """Plain data of a config for its fingerprint: `execution` left out, references replaced by what they name."""
-    if isinstance(value, str):
-        options = (hint, *typing.get_args(hint))
-        return identities[value] if Ref in options or ModelRef in options else value
     if dataclasses.is_dataclass(value):
         hints = typing.get_type_hints(type(value))
         return {f.name: _content(getattr(value, f.name), identities, hints[f.name])
                 for f in dataclasses.fields(value) if f.name != "execution"}
     if isinstance(value, Mapping):
-        inner = (typing.get_args(hint) or (None, None))[1]
-        return [(k, _content(v, identities, inner)) for k, v in value.items()]
+        return [(k, _content(v, identities, item_hint(hint))) for k, v in value.items()]
     if isinstance(value, (list, tuple)):
-        inner = (typing.get_args(hint) or (None,))[0]
-        return [_content(v, identities, inner) for v in value]
-    return value
+        return [_content(v, identities, item_hint(hint)) for v in value]
+    return identities[value] if next(refs(value, hint), None) else value
 
 
 def required_cpus(config: Any) -> float:
@@ -292,13 +284,24 @@ def required_cpus(config: Any) -> float:
     return float(stated()) if stated else float(getattr(execution, "num_cpus", 1))
 
 
-def _require_cpus(bound: Bound) -> None:
+def _require_resources(bound: Bound) -> None:
+    """Refuses at once what the cluster could never schedule: Ray itself would wait for ever."""
     import ray
 
-    have, need = ray.cluster_resources().get("CPU", 0), required_cpus(bound.config)
-    if need > have:
-        raise InputError(f"{bound.stage.name}.execution", f"it needs {need:g} CPUs and the cluster has {have:g}",
-                         "Lower its workers or CPUs, or raise execution.num_cpus (logical CPUs of a local run)")
+    execution = getattr(bound.config, "execution", None)
+    workers = getattr(execution, "num_workers", getattr(execution, "num_replicas", 1))
+    each = getattr(execution, "cpus_per_worker", getattr(execution, "num_cpus", 1))
+    gpus = float(getattr(execution, "use_gpu", False) or getattr(execution, "num_gpus", 0))
+    total, largest = ray.cluster_resources(), max(n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"])
+    remedy = "Lower its workers or what each takes, or raise execution.num_cpus (logical CPUs of a local run)"
+    where = f"{bound.stage.name}.execution"
+    if (need := required_cpus(bound.config)) > total.get("CPU", 0):
+        raise InputError(where, f"it needs {need:g} CPUs and the cluster has {total.get('CPU', 0):g}", remedy)
+    if each > largest:
+        raise InputError(where, f"one worker needs {each:g} CPUs and the largest node has {largest:g}", remedy)
+    if workers * gpus > total.get("GPU", 0):
+        raise InputError(where, f"it needs {workers * gpus:g} GPUs and the cluster has {total.get('GPU', 0):g}",
+                         "Lower its workers, or switch its GPU use off")
 
 
 def _publish(stage: str, manifest: Mapping[str, Any]) -> None:

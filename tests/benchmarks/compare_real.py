@@ -26,8 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "platform"))
 
 from chuxin import runner, story  # noqa: E402
-from chuxin.artifacts import Artifact  # noqa: E402
-from chuxin.config import ModelRef, load  # noqa: E402
+from chuxin.artifacts import Artifact, open_parquet  # noqa: E402
+from chuxin.commands import load_recipe  # noqa: E402
+from chuxin.config import ModelRef  # noqa: E402
 from chuxin.errors import InputError  # noqa: E402
 from chuxin.recipe import STAGES, RecipeConfig  # noqa: E402
 
@@ -51,22 +52,25 @@ def export_pairs(plan: Artifact, groups: Artifact, batches: int, target: Path) -
     rows, seen = 0, 0
     files: dict[str, Any] = {}
     for part in plan.parts("plan"):
-        from chuxin.artifacts import open_parquet
-
         found = open_parquet(part).read(columns=["batch", "source", "query_id", "passages"]).to_pylist()
         for row in found:
             if seen + row["batch"] >= batches:
                 break
             query, positives = texts[row["query_id"]]
             chosen = next(p["text"] for p in positives if p["passage_id"] == row["passages"][0]["passage_id"])
-            file = files.setdefault(row["source"], open(target / f"{row['source']}.jsonl", "w", encoding="utf-8"))
-            print(json.dumps({"query": query, "pos": [chosen], "neg": [], "prompt": ""}, ensure_ascii=False), file=file)
+            if row["source"] not in files:
+                files[row["source"]] = open(target / f"{row['source']}.jsonl", "w", encoding="utf-8")
+            line = {"query": query, "pos": [chosen], "neg": [], "prompt": ""}
+            print(json.dumps(line, ensure_ascii=False), file=files[row["source"]])
             rows += 1
         seen += 1 + max(row["batch"] for row in found)
         if seen >= batches:
             break
     for file in files.values():
         file.close()
+    written = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in target.glob("*.jsonl"))
+    if written != rows:
+        raise RuntimeError(f"{rows} pairs were taken from the plan and {written} stand in {target}")
     return rows
 
 
@@ -100,9 +104,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=20480, help="training examples of each side")
     known = parser.parse_args()
     try:
-        recipe = load(RecipeConfig, known.config)
-        if known.workspace:
-            recipe = dataclasses.replace(recipe, workspace=known.workspace)
+        recipe = load_recipe(known.config, known.workspace)
         if recipe.pack_finetune.group_size != 1:
             raise InputError(known.config, "pack_finetune.group_size is not 1", "FlagEmbedding has no ragged negatives")
         steps = known.examples // recipe.pack_finetune.batch_size

@@ -56,7 +56,7 @@ def appears(pattern: str) -> Callable[[Path], bool]:
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "ingest": appears("ingest-*/partitions/*.json"),
     "curate": appears("curate-*/partitions/*.json"),
-    "training": appears("finetune-*/state/**/latest*"),
+    "training": appears("finetune-*/state/checkpoints/*/complete.json"),
     "evaluation": appears("evaluate-*/partitions/*.json"),
 }
 # Stops the driver between writing the manifest's temporary file and renaming it.

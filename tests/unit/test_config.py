@@ -35,6 +35,10 @@ class Whole:
     """Optional."""
     nested: Source | None = None
     """Optional."""
+    several: tuple[Ref, ...] | None = None
+    """Optional."""
+    named: dict[str, ModelRef] | None = None
+    """Optional."""
 
 
 GOOD = """\
@@ -68,6 +72,7 @@ def test_a_good_file_loads_and_its_references_are_found(tmp_path: Path) -> None:
     (GOOD.replace("name: 样本\n", ""), 1, "`name`"),
     (GOOD.replace("name: 样本", "name: [样本"), 2, "not YAML"),
     ("- a\n", 1, "mapping"),
+    (GOOD + "name: 又一个\n", 8, "stands twice"),
 ])
 def test_a_mistake_names_file_line_and_remedy(tmp_path: Path, text: str, line: int, words: str) -> None:
     path = write(tmp_path, text)
@@ -85,6 +90,19 @@ def test_overrides_reach_nested_fields(tmp_path: Path) -> None:
     config = load(Whole, write(tmp_path, GOOD + "nested: {path: d}\n"))
     changed = override(config, ["--nested.weight", "0.25", "--name", "另一个"], "test")
     assert changed.nested == Source(Ref("d"), 0.25) and changed.name == "另一个" and changed.sources == config.sources
+
+
+def test_references_are_found_in_optional_containers(tmp_path: Path) -> None:
+    config = load(Whole, write(tmp_path, "name: a\nsources: []\nseveral: [x, y]\nnamed: {m: z}\n"))
+    assert list(refs(config)) == [("x", False), ("y", False), ("z", True)]
+
+
+def test_a_flag_that_does_not_fit_is_answered_in_one_line(tmp_path: Path) -> None:
+    config = load(Whole, write(tmp_path, GOOD))
+    for flags in (["--bogus", "1"], ["--sources.0.weight", "half"]):
+        with pytest.raises(InputError) as caught:
+            override(config, flags, "test")
+        assert "\n" not in str(caught.value) and flags[0].lstrip("-") in str(caught.value)
 
 
 def test_variables_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,8 @@ STAGES = (Stage("first", "first", "m:f", 1), Stage("second", "second", "m:g", 1)
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_text("甲")
     return Recipe(str(tmp_path / "ws"), First(Ref(str(tmp_path / "in"))), Second(Ref("first:raw/x")))
@@ -95,6 +96,36 @@ def test_inputs_that_do_not_exist_are_named(recipe: Recipe) -> None:
         bind(replace(recipe, first=replace(recipe.first, path=Ref("no/such"))), STAGES)
     with pytest.raises(InputError, match="no such model"):
         bind(replace(recipe, second=replace(recipe.second, model=ModelRef("./no/such"))), STAGES)
+
+
+def test_a_hub_name_is_taken_only_where_the_hub_may_be_asked(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prints(recipe)["second"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="owner/model: there is no such model"):
+        bind(recipe, STAGES)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()  # a local folder of that name: owner/model is a path that is missing
+    with pytest.raises(InputError, match="owner/model: there is no such model"):
+        bind(recipe, STAGES)
+
+
+def test_a_folder_given_as_uri_is_known_by_its_content(recipe: Recipe, tmp_path: Path) -> None:
+    as_uri = replace(recipe, first=replace(recipe.first, path=Ref(f"file://{tmp_path}/in")))
+    assert prints(as_uri) == prints(recipe)
+    (tmp_path / "in" / "a.txt").write_text("乙")
+    assert prints(as_uri)["first"] != prints(replace(recipe, first=replace(recipe.first, size=9)))["first"]
+
+
+def test_a_glob_hashes_the_files_it_names(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir()
+    (tmp_path / "in" / "deep" / "b.txt").write_text("丙")
+    glob = replace(recipe, first=replace(recipe.first, path=Ref(f"{tmp_path}/in/**/*.txt")))
+    before = prints(glob)
+    (tmp_path / "in" / "deep" / "b.txt").write_text("丁")
+    assert prints(glob)["first"] != before["first"]
 
 
 def test_the_cause_is_found_through_wrappers() -> None:

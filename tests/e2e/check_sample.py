@@ -1,0 +1,55 @@
+"""Gate over `make demo`: what the sample world must show. Exit code 1 with what does not hold.
+
+    python tests/e2e/check_sample.py WORKSPACE
+
+Finetuned is above pretrained on both benchmarks and above BM25 on their paraphrase queries, each outside the 95 %
+interval of the paired bootstrap; no leaked training query or gold positive is kept; the four ways to a vector agree.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def manifest(workspace: Path, stage: str) -> dict:
+    """Reads a stage's manifest."""
+    return json.loads(next(workspace.glob(f"{stage}-*/manifest.json")).read_text(encoding="utf-8"))
+
+
+def gain(part: dict, baseline: str) -> dict:
+    """The paired difference of nDCG@10 between finetuned and a baseline in one slice of a task."""
+    return next(d["ndcg_at_10"] for d in part["differences"] if (d["system"], d["baseline"]) == ("finetuned", baseline))
+
+
+def failures(workspace: Path) -> list[str]:
+    """Returns what does not hold."""
+    found = []
+    results = json.loads(next(workspace.glob("evaluate-*/parts/*/results.json")).read_text(encoding="utf-8"))
+    for task, entry in results["tasks"].items():
+        for kind, baseline in (("all", "pretrained"), ("paraphrase", "BM25")):
+            difference = gain(entry["slices"][kind], baseline)
+            print(f"{task} {kind}: finetuned − {baseline} {100 * difference['mean']:+.1f} "
+                  f"({100 * difference['low']:+.1f} to {100 * difference['high']:+.1f})")
+            if difference["low"] <= 0:
+                found.append(f"{task} {kind}: finetuned is not above {baseline}")
+    curated = manifest(workspace, "curate")["facts"]
+    planted = json.loads(next(workspace.glob("sample-*/parts/*/planted.json")).read_text(encoding="utf-8"))["counts"]
+    leaks = {name: sum(curated[name].values()) for name in ("contaminated_query", "contaminated_positive")}
+    queries = sum(count for name, count in planted.items() if name.startswith("query_"))
+    print(f"leaks found and dropped: {leaks}; planted: {queries} queries, {planted['gold_pair']} positives")
+    if leaks["contaminated_query"] < queries or leaks["contaminated_positive"] < planted["gold_pair"]:
+        found.append("a planted leak was not found")
+    facts = {**manifest(workspace, "release")["facts"], **manifest(workspace, "serve")["facts"]}
+    cosines = {name: value for name, value in facts.items() if "cosine" in name}
+    print(f"least cosines with the training checkpoint: {cosines}")
+    if len(cosines) < 3 or min(cosines.values()) < 0.9999:
+        found.append("the checkpoint, the release in both libraries and the endpoint do not agree")
+    return found
+
+
+if __name__ == "__main__":
+    wrong = failures(Path(sys.argv[1]))
+    print("\n".join(wrong) or "all of it holds")
+    sys.exit(bool(wrong))
