@@ -138,13 +138,13 @@ def workspace(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = [("killed", {"checkpoint_every": KILL_AT})]
     first = start(inputs, space, killed)
     mark = f"killed/finetune-*/state/checkpoints/step-{KILL_AT:08d}-*/complete.json"
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 250
     while not list(space.glob(mark)):
         assert first.poll() is None and time.monotonic() < deadline, "the run to kill ended too early"
         time.sleep(0.02)
     kill_with_descendants(first)
     assert not list(space.glob("killed/finetune-*/state/export.json")), "killed too late"
-    assert [process.wait(timeout=200) for process in (start(inputs, space, killed), undisturbed)] == [0, 0]
+    assert [process.wait(timeout=300) for process in (start(inputs, space, killed), undisturbed)] == [0, 0]
     return space
 
 

@@ -88,13 +88,13 @@ class PretrainConfig:
     decoder_mlm_probability: float = 0.5
     """Share of tokens hidden from the decoder at each position (Xiao & Shao 2022: 0.5)."""
     dropout: float = 0.0
-    """Of encoder and decoder. Above 0, losses depend on the number of workers (XLM-R's config: 0.1)."""
+    """Of encoder and decoder. Above 0 only with one worker (XLM-R's config: 0.1)."""
     max_steps: int | None = None
     """Steps to train, at most; null trains on the whole plan."""
     execution: TrainExecution = field(default_factory=TrainExecution)
 
     def __post_init__(self) -> None:
-        _check(self.max_steps, self.dropout)
+        _check(self.max_steps, self.dropout, self.execution)
         for name in ("encoder_mlm_probability", "decoder_mlm_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1")
@@ -117,13 +117,13 @@ class FinetuneConfig:
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of matrix products; weights and optimizer state are fp32 either way."""
     dropout: float = 0.0
-    """Of the encoder. Above 0, losses depend on the number of workers (XLM-R's config: 0.1)."""
+    """Of the encoder. Above 0 only with one worker (XLM-R's config: 0.1)."""
     max_steps: int | None = None
     """Steps to train, at most; null trains on the whole plan."""
     execution: TrainExecution = field(default_factory=TrainExecution)
 
     def __post_init__(self) -> None:
-        _check(self.max_steps, self.dropout)
+        _check(self.max_steps, self.dropout, self.execution)
         if self.temperature <= 0:
             raise ValueError("`temperature` must be above 0")
 
@@ -133,8 +133,11 @@ def required_cpus(config: PretrainConfig | FinetuneConfig) -> int:
     return config.execution.required_cpus()
 
 
-def _check(max_steps: int | None, dropout: float) -> None:
+def _check(max_steps: int | None, dropout: float, execution: TrainExecution) -> None:
     if max_steps is not None and max_steps < 1:
         raise ValueError("`max_steps` must be at least 1, or null")
     if not 0 <= dropout < 1:
         raise ValueError("`dropout` must be at least 0 and below 1")
+    if dropout and execution.num_workers > 1:
+        # Its draws would depend on the rank, and how a stage runs must not change what it computes.
+        raise ValueError("`dropout` above 0 needs `num_workers` 1")

@@ -34,6 +34,7 @@ from chuxin.training.loop import Objective, Record, set_dropout, train, watch
 from chuxin.training.optimizer import new_optimizer
 from chuxin.training.plan_reader import Plan, check_fits, open_plan
 from chuxin.training.pretrain import Rebuild
+from chuxin.training.step import all_max, rank, world_size
 
 EXTRA_FILE = "retromae.pt"
 """Decoder and head of a pretraining, beside the model they were trained with."""
@@ -94,6 +95,10 @@ def _run(ctx: Context, config: PretrainConfig | FinetuneConfig) -> None:
 
 def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri: str, state: str) -> None:
     execution = config.execution
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if execution.use_gpu and gpus < execution.num_workers:
+        problem = f"it needs {execution.num_workers} GPUs and the cluster has {gpus:g}"
+        raise InputError(f"{ctx.name}.execution", problem, "Lower num_workers, or set use_gpu to false")
     resources = {"CPU": float(execution.cpus_per_worker), **({"GPU": 1.0} if execution.use_gpu else {})}
     model = ctx.resolve(config.model)
     model = os.path.abspath(model) if os.path.isdir(model) else model
@@ -109,6 +114,7 @@ def _fit(ctx: Context, config: PretrainConfig | FinetuneConfig, plan: Plan, uri:
             worker_runtime_env={"env_vars": THREADS},
         ),
     )  # fmt: skip
+    progress.take_error(state)  # of a driver that was killed before it could raise it
     with progress.followed(state, ctx.log):
         trainer.fit()
     error = progress.take_error(state)
@@ -131,23 +137,16 @@ def _work(settings: dict[str, Run]) -> None:
     try:
         _train(run)
     except InputError as error:
-        # Raised on every rank alike, and not for Ray Train to try again: the driver raises it.
-        if ray.train.get_context().get_world_rank() == 0:
-            progress.leave_error(run.state, error)
+        # Not for Ray Train to try again: the driver raises it.
+        progress.leave_error(run.state, error)
 
 
 def _train(run: Run) -> None:
     config, execution = run.config, run.config.execution
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    model, tokenizer = load_model(run.model, device=device), load_tokenizer(run.model)
-    require_special_tokens(tokenizer, run.model)
-    vocab_size, vocabulary = model.backbone.config.vocab_size, vocabulary_fingerprint(tokenizer)
-    check_fits(run.plan, run.plan_uri, vocabulary, vocab_size, model.max_length, workers)
-    total = min(run.plan.batches, config.max_steps or run.plan.batches)
-
-    freeze_heads(model)
+    loaded = _load(run)
+    if loaded is None:
+        return
+    model, tokenizer = loaded
     module = _new_retromae(run, model) if isinstance(config, PretrainConfig) else model
     set_dropout(module, config.dropout)
     settings = deepspeed_config(execution.zero_stage, config.dtype == "bf16", config.optimizer.max_grad_norm)
@@ -157,34 +156,60 @@ def _train(run: Run) -> None:
 
     saved = checkpoint.newest(run.state)
     records = checkpoint.restore(engine, saved, execution.zero_stage) if saved else []
-    done = saved.step if saved else 0
+    _loop(run, engine, objective, records, saved.step if saved else 0)
+    _export(run, model, module, tokenizer, records)
+
+
+def _load(run: Run) -> tuple[M3Model, Any] | None:
+    """Loads the model and checks that the plan fits it; None if another worker could not.
+
+    Without agreement the others would wait for the failed one in DeepSpeed's first collective, for half an hour.
+    """
+    device = ray.train.torch.get_device()
+    failed: InputError | None = None
+    try:
+        model, tokenizer = load_model(run.model, device=device), load_tokenizer(run.model)
+        require_special_tokens(tokenizer, run.model)
+        vocab_size, vocabulary = model.backbone.config.vocab_size, vocabulary_fingerprint(tokenizer)
+        check_fits(run.plan, run.plan_uri, vocabulary, vocab_size, model.max_length, world_size())
+    except InputError as error:
+        failed = error
+    if all_max(int(failed is not None), device):
+        if failed is not None:
+            raise failed
+        return None
+    return freeze_heads(model), tokenizer
+
+
+def _loop(run: Run, engine: Any, objective: Objective, records: list[Record], done: int) -> None:
+    """Trains to the end; adds to the records, writes checkpoints, tells the driver and the metrics."""
+    config, execution = run.config, run.config.execution
+    total = min(run.plan.batches, config.max_steps or run.plan.batches)
     told = progress.Teller(run.state)
-    if rank == 0:
-        tokens = f"{workers} worker{'s' if workers > 1 else ''} of {execution.cpus_per_worker} CPUs"
-        start = f"continues after step {done}" if done else "begins"
-        told.line(f"{start}: {total} steps, {tokens}, ZeRO {execution.zero_stage}, {config.dtype}")
+    if rank() == 0:
+        begin = f"continues after step {done}" if done else "begins"
+        workers = f"{world_size()} × {execution.cpus_per_worker} CPUs"
+        told.line(f"{begin}: {total} steps, {workers}, ZeRO {execution.zero_stage}, {config.dtype}")
 
     def tell(record: Record) -> None:
-        if rank == 0:
+        if rank() == 0:
             told.line(_line(record))
-            for name in GAUGES:
-                if name in record:
-                    telemetry.gauge(f"train_{name}", float(record[name]), {"stage": run.stage})
 
     seen = {name: records[-1][name] if records else 0 for name in ("rows_seen", "tokens_seen")}
-    steps = train(engine, objective, run.plan, config, done, total)
-    for record in watch(steps, total, TOLD_EVERY, tell):
+    for record in watch(train(engine, objective, run.plan, config, done, total), total, TOLD_EVERY, tell):
         step = record["step"]
         seen = {"rows_seen": seen["rows_seen"] + record["rows"], "tokens_seen": seen["tokens_seen"] + record["tokens"]}
         at_checkpoint = step % execution.checkpoint_every == 0 or step == total
         if at_checkpoint or step % execution.log_every == 0:
             records.append({**record, **seen})
+        if rank() == 0:
+            for name in set(GAUGES) & set(record):
+                telemetry.gauge(f"train_{name}", float(record[name]), {"stage": run.stage})
         if at_checkpoint:
             checkpoint.save(
                 engine, run.state, run.owner, step, records, execution.zero_stage, execution.keep_checkpoints
             )
             ray.train.report({key: record[key] for key in ("step", "epoch", "loss", "grad_norm", "lr")})
-    _export(run, model, module, tokenizer, records, rank)
 
 
 def _new_retromae(run: Run, model: M3Model) -> RetroMAE:
@@ -212,13 +237,13 @@ def _new_objective(config: PretrainConfig | FinetuneConfig, model: M3Model, engi
 
 
 def _export(
-    run: Run, model: M3Model, module: torch.nn.Module, tokenizer: Any, records: list[Record], rank: int
+    run: Run, model: M3Model, module: torch.nn.Module, tokenizer: Any, records: list[Record]
 ) -> None:
     checkpoint.require_owner(run.state, run.owner)
     directory = f"export-{run.owner}"
     export = f"{run.state}/{directory}"
     with whole_weights(module, run.config.execution.zero_stage):
-        if rank:
+        if rank():
             return
         fs, path = filesystem(export)
         fs.makedirs(path, exist_ok=True)
