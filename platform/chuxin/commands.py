@@ -44,7 +44,7 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
             raise InputError(known.config, f"it has no section `{known.stage}`", "Add the section, or give --stage")
         section = _override(parser, known, section, rest)
         recipe = dataclasses.replace(recipe, **{known.stage: section})
-        bound = {b.stage.name: b for b in runner.bind(recipe, STAGES)}[known.stage]
+        bound = {b.stage.name: b for b in _bind(recipe, known.config)}[known.stage]
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
             print(f"{known.stage} → {bound.uri}" + (f"\ndashboard {page}" if page else ""), flush=True)
             _run_one(bound, recipe, position="")
@@ -96,7 +96,7 @@ def recipe_job(arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = load_recipe(known.config, known.workspace)
         recipe = _override(parser, known, recipe, rest)
-        chosen = _up_to(runner.bind(recipe, STAGES), known.to)
+        chosen = _up_to(_bind(recipe, known.config), known.to)
         if known.dry_run:
             for bound in chosen:
                 print(f"{'committed' if bound.committed else 'will run':10} {bound.stage.name:14} {bound.uri}")
@@ -161,6 +161,18 @@ def _override(parser: argparse.ArgumentParser, known: argparse.Namespace, config
         print(parser.format_help(), end="\n\n")
         rest = ["--help"]
     return override(config, rest, parser.prog) if rest else config
+
+
+def _bind(recipe: RecipeConfig, config: str) -> list[Bound]:
+    """Binds the recipe; an input that does not exist is named with its line in the config."""
+    try:
+        return runner.bind(recipe, STAGES)
+    except InputError as error:
+        name = error.where.rpartition("/")[2].rpartition(": ")[2]
+        text = Path(config).read_text(encoding="utf-8") if Path(config).is_file() else ""
+        line = next((n for n, written in enumerate(text.splitlines(), 1) if name and name in written), None)
+        where = f"{config}:{line}: {error.where}" if line else error.where
+        raise InputError(where, error.problem, error.remedy) from error
 
 
 def load_recipe(config: str, workspace: str | None) -> RecipeConfig:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.artifacts import Attempt, filesystem, open_parquet
+from chuxin.artifacts import Artifact, Attempt, filesystem, open_parquet, read_json
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_tokenizer
 from chuxin.models.vocabulary import require_special_tokens, vocabulary_fingerprint
@@ -75,6 +75,8 @@ def input_files(ctx: Context, ref: str, table: str) -> list[str]:
     stage = ref.partition(":")[0]
     if stage in ctx.inputs:
         files = ctx.inputs[stage].parts(table)
+    elif read_json(f"{ref}/manifest.json") is not None:
+        files = Artifact(ref).parts(table)  # its other files are other tables and dead attempts
     else:
         fs, path = filesystem(ref)
         found = fs.glob(path) if "*" in path else fs.find(path)

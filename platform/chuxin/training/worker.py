@@ -188,8 +188,8 @@ def _loop(run: Run, engine: Any, objective: Objective, records: list[Record], do
     told = progress.Teller(run.state)
     if rank() == 0:
         begin = f"continues after step {done}" if done else "begins"
-        workers = f"{world_size()} × {execution.cpus_per_worker} CPUs"
-        told.line(f"{begin}: {total} steps, {workers}, ZeRO {execution.zero_stage}, {config.dtype}")
+        shared = f"{world_size()} worker{'s' * (world_size() > 1)} with {execution.cpus_per_worker} CPU each"
+        told.line(f"{begin}: {total} steps, {shared}, ZeRO {execution.zero_stage}, {config.dtype}")
 
     def tell(record: Record) -> None:
         if rank() == 0:
