@@ -190,12 +190,16 @@ def session(num_cpus: int | None, dashboard: bool) -> Iterator[str]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The dashboard lists training runs and their workers by name only where their state is tracked.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+    # Threads that wait sleep: spinning, two of them took 26 s for a step of 1.8 s on two cores that others used too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Workers of a killed raylet end within a second, not ten, so a rerun after kill -9 does not race with them.
+    os.environ.setdefault("RAY_raylet_death_check_interval_milliseconds", "1000")
     import ray
 
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
     # A submitted job's working_dir is unpacked elsewhere on every node, so its path is relative to it.
     source_root = "platform" if submitted else str(Path(__file__).resolve().parents[1])
-    environment = {"env_vars": {"PYTHONPATH": source_root}}
+    environment = {"env_vars": {"PYTHONPATH": source_root, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}}
     if submitted or "RAY_ADDRESS" in os.environ:
         given = ray.init(runtime_env=environment, logging_level="warning", log_to_driver=False)
     else:

@@ -74,6 +74,15 @@ def export_pairs(plan: Artifact, groups: Artifact, batches: int, target: Path) -
     return rows
 
 
+def without_dropout(model: str, target: Path) -> str:
+    """Copies a model with its config's dropout at 0, as ours trains: FlagEmbedding takes it from the config."""
+    shutil.copytree(model, target)
+    config = json.loads((target / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (target / "config.json").write_text(json.dumps(config))
+    return str(target)
+
+
 def train_flagembedding(start: str, data: Path, output: Path, recipe: RecipeConfig, steps: int, threads: int) -> float:
     """Trains with FlagEmbedding's own trainer on the CPU; returns the seconds of its training loop's process."""
     pack, tune = recipe.pack_finetune, recipe.finetune
@@ -123,7 +132,7 @@ def compare(recipe: RecipeConfig, steps: int) -> int:
         ours = artifacts_of(recipe, "finetune")
         rows = export_pairs(ours["pack_finetune"], ours["curate"], steps, base / "pairs")
         threads = recipe.finetune.execution.cpus_per_worker
-        seconds = train_flagembedding(ours["pretrain"].path("model"), base / "pairs", base / "flagembedding", recipe,
+        seconds = train_flagembedding(without_dropout(ours["pretrain"].path("model"), base / "start"), base / "pairs", base / "flagembedding", recipe,
                                       steps, threads)
         models = {"start": ModelRef("pretrain"), "Chuxin": ModelRef("finetune"),
                   "FlagEmbedding": ModelRef(str(base / "flagembedding"))}
