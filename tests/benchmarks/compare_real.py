@@ -132,8 +132,8 @@ def compare(recipe: RecipeConfig, steps: int) -> int:
         ours = artifacts_of(recipe, "finetune")
         rows = export_pairs(ours["pack_finetune"], ours["curate"], steps, base / "pairs")
         threads = recipe.finetune.execution.cpus_per_worker
-        seconds = train_flagembedding(without_dropout(ours["pretrain"].path("model"), base / "start"), base / "pairs", base / "flagembedding", recipe,
-                                      steps, threads)
+        start = without_dropout(ours["pretrain"].path("model"), base / "start")
+        seconds = train_flagembedding(start, base / "pairs", base / "flagembedding", recipe, steps, threads)
         models = {"start": ModelRef("pretrain"), "Chuxin": ModelRef("finetune"),
                   "FlagEmbedding": ModelRef(str(base / "flagembedding"))}
         both = dataclasses.replace(recipe, evaluate=dataclasses.replace(recipe.evaluate, models=models))
