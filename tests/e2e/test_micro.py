@@ -63,7 +63,8 @@ def test_finetuning_helps_even_at_this_size(micro: tuple[Path, str]) -> None:
     results = json.loads(next(micro[0].glob("evaluate-*/parts/*/results.json")).read_text())
     for task in results["tasks"].values():
         scores = task["slices"]["all"]["scores"]
-        assert scores["finetuned"]["ndcg_at_10"]["mean"] > scores["pretrained"]["ndcg_at_10"]["mean"]
+        # 99 against 76 and 79 when this was written; nDCG@10 moves less than its interval in so short a training.
+        assert scores["finetuned"]["recall_at_100"]["mean"] > scores["pretrained"]["recall_at_100"]["mean"] + 0.05
 
 
 def test_the_report_is_one_page_without_network(micro: tuple[Path, str]) -> None:
@@ -127,7 +128,7 @@ def test_an_input_that_was_not_run_is_named(tmp_path: Path) -> None:
 
 
 def test_too_few_cpus_are_refused(micro: tuple[Path, str]) -> None:
-    line = refused("jobs/finetune.py", "--config", str(CONFIG), "--workspace", str(micro[0]), "--seed", "3",
+    line = refused("jobs/finetune.py", "--config", str(CONFIG), "--workspace", str(micro[0]), "--seed", "33",
                    "--execution.num-workers", "64")
     assert "64" in line and "CPUs" in line
 
