@@ -1,15 +1,33 @@
-"""The M3 encoder: an XLM-R or BERT backbone with a dense, a sparse and a multi-vector output.
+"""The M3 encoder: an XLM-R or BERT backbone with a dense, a sparse and a multi-vector output, on packed texts.
 
-Leaves out: losses, packed batches without padding, positions beyond the checkpoint's own.
+Leaves out: losses, how the backbone runs without padding (packed.py), positions beyond the checkpoint's own.
 
-Shapes: B texts, L tokens, H hidden width, D width of a multi-vector.
+Shapes: N texts, T tokens of all texts, H hidden width, D width of a multi-vector.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
+
+from chuxin.models import packed as packing
+from chuxin.models.dropout import Dropout
+from chuxin.models.packed import Packed
+
+
+class Outputs(NamedTuple):
+    """What M3 says about N packed texts, all in fp32."""
+
+    dense_NH: torch.Tensor
+    """Vectors of length 1, from each text's first token."""
+    weight_T: torch.Tensor | None
+    """Sparse weights >= 0, special tokens not yet left out; None unless the heads were asked for."""
+    vector_TD: torch.Tensor | None
+    """Multi-vectors of length 1, first tokens not yet left out; None likewise."""
 
 
 def new_heads(hidden: int, colbert_dim: int, std: float) -> tuple[nn.Linear, nn.Linear]:
@@ -54,6 +72,8 @@ class M3Model(nn.Module):
         self.sparse_linear = sparse_linear
         self.colbert_linear = colbert_linear
         self.heads_trained = heads_trained
+        self.checkpointing = False
+        """Compute activations again in the backward pass instead of keeping them."""
 
     @property
     def hidden(self) -> int:
@@ -66,14 +86,24 @@ class M3Model(nn.Module):
 
         RoBERTa counts positions from padding_idx + 1, so two rows of its table are never reached.
         """
-        config = self.backbone.config
-        reserved = config.pad_token_id + 1 if config.model_type == "xlm-roberta" else 0
-        return config.max_position_embeddings - reserved
+        return self.backbone.config.max_position_embeddings - packing.first_position(self.backbone)
 
-    def forward(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
-        """Returns the last hidden states [B, L, H] of token ids [B, L]; the mask is 1 on real tokens."""
-        return self.backbone(input_ids=input_ids_BL, attention_mask=attention_mask_BL).last_hidden_state
+    def forward(self, packed: Packed, heads: bool = False, dropout: Dropout | None = None) -> Outputs:
+        """Returns the three outputs of packed texts, or the dense one alone.
 
-    def dense(self, hidden_BLH: torch.Tensor) -> torch.Tensor:
-        """Returns the dense vectors [B, H]: the first token's state in fp32, of length 1."""
-        return nn.functional.normalize(hidden_BLH[:, 0].float(), dim=-1)
+        The heads compute in fp32 under autocast too: they are 0.1 % of the work, and sparse weights are added up.
+        """
+        hidden_TH = self.encode(packed, dropout)
+        first_N = packed.bounds_N1[:-1].long()
+        dense_NH = functional.normalize(hidden_TH[first_N].float(), dim=-1)
+        if not heads:
+            return Outputs(dense_NH, None, None)
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            states_TH = hidden_TH.to(self.sparse_linear.weight.dtype)
+            weight_T = functional.relu(self.sparse_linear(states_TH)).squeeze(-1).float()
+            vector_TD = functional.normalize(self.colbert_linear(states_TH).float(), dim=-1)
+        return Outputs(dense_NH, weight_T, vector_TD)
+
+    def encode(self, packed: Packed, dropout: Dropout | None = None) -> torch.Tensor:
+        """Returns the last hidden states [T, H] of packed texts."""
+        return packing.encode(self.backbone, packed, dropout, self.checkpointing)

@@ -1,4 +1,4 @@
-"""Configs of the two training stages: what is optimised, and apart from it how it runs."""
+"""Configs of the training stages: what is optimised, and apart from it how it runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ class OptimizerConfig:
     """Highest learning rate (BGE-M3: 7e-5 in pretraining, 5e-5 in the contrastive stage, Chen et al. 2024, B.1)."""
     warmup_steps: int
     """Steps over which the learning rate rises from 0 linearly."""
-    schedule: Literal["linear", "constant"] = "linear"
-    """After the warm-up: down to 0 at the last step, or unchanged."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """After the warm-up: down to 0 at the last step in a line or half a cosine; unchanged until `decay_steps` before
+    the end and then down in a line (warm-up, stable, decay: Hu et al. 2024); or unchanged."""
+    decay_steps: int = 0
+    """Steps of the decay of `wsd`."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; biases and norms have none (0: the default FlagEmbedding trains with)."""
     beta1: float = 0.9
@@ -32,6 +35,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
             raise ValueError("`learning_rate` must be above 0, and no other number of the optimizer below 0")
+        if (self.schedule == "wsd") != (self.decay_steps > 0):
+            raise ValueError("`decay_steps` above 0 and the schedule `wsd` belong together")
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,15 @@ class TrainExecution:
     """CPUs that a worker reserves, and its threads."""
     use_gpu: bool = False
     """One GPU a worker."""
+    min_workers: int | None = None
+    """Go on with as few as this when the cluster loses some; null waits for `num_workers`."""
     micro_batch_tokens: int = 8192
-    """Tokens, padding included, of one forward pass."""
+    """Tokens of one forward pass; a longer text makes one of its own."""
+    grad_cache: bool = False
+    """Keep the activations of one micro-batch only: every other is computed twice (Gao et al. 2021), so that memory
+    does not grow with the batch and a step takes about a third longer."""
+    activation_checkpointing: bool = False
+    """Keep the input of each layer only and compute it again in the backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: what is sharded over workers (1 optimizer, 2 and gradients, 3 and weights)."""
     checkpoint_every: int = 500
@@ -64,80 +76,138 @@ class TrainExecution:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1")
 
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError("`min_workers` must lie between 1 and `num_workers`, or be null")
+
     def required_cpus(self) -> int:
         """CPUs that must be free at once."""
-        return self.num_workers * self.cpus_per_worker
+        return (self.min_workers or self.num_workers) * self.cpus_per_worker
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """RetroMAE on packed texts."""
+class DevConfig:
+    """A benchmark that is scored while training, to keep the best weights instead of the last."""
+
+    benchmark: Ref
+    """A folder in BEIR's layout, as the evaluate stage takes."""
+    every: int
+    """Steps between two scores; the last step is always scored."""
+    query_max_len: int
+    """Most tokens of a query."""
+    passage_max_len: int
+    """Most tokens of a passage."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or min(self.query_max_len, self.passage_max_len) < 3:
+            raise ValueError("`every` must be at least 1 and the lengths at least 3")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What every training has."""
 
     plan: Ref
-    """Artifact of a pack stage over passages."""
+    """Artifact of a pack stage: over passages for pretraining, over groups for all others."""
     model: ModelRef
-    """Where the weights start; a `retromae.pt` beside them continues an earlier pretraining."""
+    """Where the weights start."""
     optimizer: OptimizerConfig
     """Learning rate and what belongs to it."""
     seed: int
-    """Of the decoder's weights, of the masks and of dropout."""
+    """Of weights that are drawn, of masks and of dropout."""
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of matrix products; weights and optimizer state are fp32 either way."""
+    dropout: float = 0.0
+    """Of embeddings and of both branches of a layer, never of attention weights (XLM-R's config: 0.1)."""
+    max_steps: int | None = None
+    """Steps to train, at most; null trains on the whole plan."""
+    ema_decay: float | None = None
+    """The exported weights are an exponential moving average of the trained ones with this decay a step; null
+    exports the trained ones."""
+    max_loss_ratio: float = 5.0
+    """Training stops when a loss is above this many times the median of the 50 before it, as it does at NaN."""
+    execution: TrainExecution = field(default_factory=TrainExecution)
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError("`max_steps` must be at least 1, or null")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("`dropout` must be at least 0 and below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError("`ema_decay` must lie between 0 and 1, or be null")
+        if self.max_loss_ratio <= 1:
+            raise ValueError("`max_loss_ratio` must be above 1")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+    """RetroMAE on packed texts; a `retromae.pt` beside the model's weights continues an earlier pretraining."""
+
     encoder_mlm_probability: float = 0.3
     """Share of tokens the encoder predicts (Xiao & Shao 2022: 0.3)."""
     decoder_mlm_probability: float = 0.5
     """Share of tokens hidden from the decoder at each position (Xiao & Shao 2022: 0.5)."""
-    dropout: float = 0.0
-    """Of encoder and decoder. Above 0 only with one worker (XLM-R's config: 0.1)."""
-    max_steps: int | None = None
-    """Steps to train, at most; null trains on the whole plan."""
-    execution: TrainExecution = field(default_factory=TrainExecution)
 
     def __post_init__(self) -> None:
-        _check(self.max_steps, self.dropout, self.execution)
+        super().__post_init__()
         for name in ("encoder_mlm_probability", "decoder_mlm_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Contrastive training of the dense vector on packed groups."""
+class FinetuneConfig(TrainingConfig):
+    """Contrastive training on packed groups: of the dense vector, or of all three heads (finetune and refine)."""
 
-    plan: Ref
-    """Artifact of a pack stage over groups."""
-    model: ModelRef
-    """Where the weights start."""
-    optimizer: OptimizerConfig
-    """Learning rate and what belongs to it."""
-    seed: int
-    """Of dropout."""
     temperature: float = 0.02
     """Similarities are divided by it (BGE-M3's examples: 0.02)."""
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of matrix products; weights and optimizer state are fp32 either way."""
-    dropout: float = 0.0
-    """Of the encoder. Above 0 only with one worker (XLM-R's config: 0.1)."""
-    max_steps: int | None = None
-    """Steps to train, at most; null trains on the whole plan."""
-    execution: TrainExecution = field(default_factory=TrainExecution)
+    heads: Literal["dense", "all"] = "dense"
+    """Train the dense vector, or dense, sparse, multi-vector and their ensemble jointly (Chen et al. 2024, 3.3)."""
+    self_distill_from: int | None = None
+    """From this step on (1 is the first) the ensemble teaches the three heads; null never. Needs `heads: all`."""
+    distill: Literal["none", "kl_div", "m3_kd_loss"] = "none"
+    """How teacher scores in the groups are learned: besides the contrastive loss (`kl_div`) or instead of it
+    (`m3_kd_loss`); both are FlagEmbedding's."""
+    teacher_temperature: float = 1.0
+    """Teacher scores are divided by it before their softmax (FlagEmbedding has none, which is 1)."""
+    false_negative_margin: float | None = None
+    """A passage of a query's own group that the teacher scores above the positive's score plus this is no negative;
+    null keeps all."""
+    in_batch_negatives: bool = True
+    """Whether the passages of other queries are negatives; without them every group needs negatives of its own."""
+    query_to_query: bool = False
+    """Other queries are negatives of a query too (Li et al. 2023, GTE)."""
+    passage_to_passage: bool = False
+    """Other passages are negatives of a query's positive too (Li et al. 2023, GTE)."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """The dense loss is the mean over these widths, cut from the front and normalised anew (Kusupati et al. 2022);
+    the full width has to be named as well."""
+    hardness: float = 0.0
+    """Weight of a negative: exp(hardness × its cosine) (Lan et al. 2025: 9; EmbeddingGemma: 5); 0 weighs all alike."""
+    dev: DevConfig | None = None
+    """Scored while training; null exports the last weights."""
 
     def __post_init__(self) -> None:
-        _check(self.max_steps, self.dropout, self.execution)
-        if self.temperature <= 0:
-            raise ValueError("`temperature` must be above 0")
+        super().__post_init__()
+        if min(self.temperature, self.teacher_temperature) <= 0:
+            raise ValueError("`temperature` and `teacher_temperature` must be above 0")
+        if self.self_distill_from is not None and (self.heads != "all" or self.self_distill_from < 1):
+            raise ValueError("`self_distill_from` must be at least 1 and needs `heads: all`")
+        if any(dim < 1 for dim in self.matryoshka_dims) or self.hardness < 0:
+            raise ValueError("`matryoshka_dims` must be at least 1 and `hardness` not below 0")
 
 
-def required_cpus(config: PretrainConfig | FinetuneConfig) -> int:
-    """CPUs that a training stage must be able to reserve at once."""
-    return config.execution.required_cpus()
+@dataclass(frozen=True)
+class RerankerConfig(TrainingConfig):
+    """Listwise training of a cross-encoder on packed groups: softmax over a group's passages."""
 
+    distill: float = 0.0
+    """Weight of the teacher's distribution beside the positive's: 0 ignores teacher scores, 1 the labels."""
+    teacher_temperature: float = 1.0
+    """Teacher scores are divided by it before their softmax."""
+    dev: DevConfig | None = None
+    """Scored while training, over the benchmark's judged passages; null exports the last weights."""
 
-def _check(max_steps: int | None, dropout: float, execution: TrainExecution) -> None:
-    if max_steps is not None and max_steps < 1:
-        raise ValueError("`max_steps` must be at least 1, or null")
-    if not 0 <= dropout < 1:
-        raise ValueError("`dropout` must be at least 0 and below 1")
-    if dropout and execution.num_workers > 1:
-        # Its draws would depend on the rank, and how a stage runs must not change what it computes.
-        raise ValueError("`dropout` above 0 needs `num_workers` 1")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.distill <= 1 or self.teacher_temperature <= 0:
+            raise ValueError("`distill` must lie between 0 and 1, `teacher_temperature` be above 0")
