@@ -213,7 +213,7 @@ class Draft:
         self.uri, self.fingerprint = uri.rstrip("/"), fingerprint
         self.state = f"{self.uri}/state"
         self._describe, self._log = dict(describe), log
-        self._started, self._expected = time.time(), set[str]()
+        self._expected = set[str]()
 
     def committed(self) -> dict[str, dict[str, Any]]:
         """Returns the manifests of the partitions that are done, by key."""
@@ -278,8 +278,11 @@ class Draft:
         yield attempt
         attempt.commit()
 
-    def close(self) -> Artifact:
+    def close(self, seconds: float = 0.0) -> Artifact:
         """Checks that every expected partition is committed, writes the manifest, clears what attempts left.
+
+        Args:
+            seconds: Wall time of all drivers that worked on it; 0 where none is counted.
 
         Raises:
             RuntimeError: A partition is missing or stands there that this stage did not ask for.
@@ -294,22 +297,25 @@ class Draft:
             "histograms": _sum_histograms(p["histograms"] for p in partitions),
             "facts": {k: v for p in partitions for k, v in p["facts"].items()},
             "cpu_seconds": round(sum(p["cpu_seconds"] for p in partitions), 3),
-            "seconds": round(time.time() - self._started, 3),
+            "seconds": round(seconds, 3),
         }
         write_json(f"{self.uri}/manifest.json",
                    {**self._describe, **total, "fingerprint": self.fingerprint, "partitions": partitions})
-        self._clear({p["directory"] for p in partitions})
-        return Artifact(self.uri)
+        artifact = Artifact(self.uri)
+        clear(artifact)
+        return artifact
 
-    def _clear(self, kept: set[str]) -> None:
-        if not is_local(self.uri):
-            return  # an object store's lifecycle rule removes parts that no manifest names
-        root = Path(filesystem(self.uri)[1])
-        for directory in (root / "parts").iterdir():
-            if directory.name not in kept:
-                shutil.rmtree(directory)
-        if (root / "state").exists():
-            shutil.rmtree(root / "state")
+
+def clear(artifact: Artifact) -> None:
+    """Removes what only an unfinished artifact needs: attempts that lost, and the state."""
+    if not is_local(artifact.uri):
+        return  # an object store's lifecycle rule removes parts that no manifest names
+    root, kept = Path(filesystem(artifact.uri)[1]), {p["directory"] for p in artifact.partitions()}
+    for directory in (root / "parts").iterdir():
+        if directory.name not in kept:
+            shutil.rmtree(directory)
+    if (root / "state").exists():
+        shutil.rmtree(root / "state")
 
 
 def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import posixpath
-import re
 import shlex
 import sys
 import time
@@ -25,14 +24,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import xxhash
 import yaml
 
-from chuxin import artifacts
+from chuxin import artifacts, lease
 from chuxin.artifacts import Artifact, Draft
 from chuxin.config import item_hint, refs, to_plain
 from chuxin.errors import InputError
+from chuxin.identity import Identities
 
 _VERSIONS = ("chuxin", "ray", "torch", "transformers", "deepspeed", "pyarrow")
 
@@ -85,6 +84,7 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
         InputError: A reference names no earlier stage, no path and no model.
     """
     bound: dict[str, Bound] = {}
+    known = Identities(recipe.workspace)
     for stage in stages:
         config = getattr(recipe, stage.name)
         if config is None:
@@ -97,11 +97,12 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
                 used[head] = bound[head].uri
                 identities[ref] = f"{bound[head].fingerprint}{ref[len(head):]}"
             else:
-                identities[ref] = _identify(ref, is_model, f"{stage.name} in the config", bound)
+                identities[ref] = known.identify(ref, is_model, f"{stage.name} in the config", list(bound))
         content = {"run": stage.run, "version": stage.version, "config": _content(config, identities)}
         fingerprint = xxhash.xxh3_128_hexdigest(repr(content).encode())
         uri = f"{recipe.workspace.rstrip('/')}/{stage.name}-{fingerprint[:12]}"
         bound[stage.name] = Bound(stage, config, fingerprint, uri, used)
+    known.remember()
     return list(bound.values())
 
 
@@ -112,7 +113,9 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
         InputError: An input is not committed, or the cluster has too few CPUs.
     """
     if bound.committed:
-        return Artifact(bound.uri)
+        artifact = Artifact(bound.uri)
+        artifacts.clear(artifact)  # a driver killed between the manifest and this left what attempts wrote
+        return artifact
     inputs = {}
     for name, uri in bound.inputs.items():
         if artifacts.read_json(f"{uri}/manifest.json") is None:
@@ -132,10 +135,11 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
     def log(message: str) -> None:
         print(f"    [{bound.stage.name} {clock(time.time() - started)}] {message}", flush=True)
 
-    context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log)
-    module, _, function = bound.stage.run.partition(":")
-    getattr(importlib.import_module(module), function)(context, bound.config)
-    artifact = context.draft.close()
+    with lease.held(bound.uri, bound.stage.name) as seconds:
+        context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log)
+        module, _, function = bound.stage.run.partition(":")
+        getattr(importlib.import_module(module), function)(context, bound.config)
+        artifact = context.draft.close(seconds())
     _publish(bound.stage.name, artifact.manifest)
     return artifact
 
@@ -227,45 +231,6 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.serve"):  # after ray.data's import, which configures its logger
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _identify(ref: str, is_model: bool, where: str, bound: Mapping[str, Bound]) -> str:
-    """Returns the fingerprint of an input that is no stage: files by name and content, a hub model by its name."""
-    fs, root = artifacts.filesystem(os.path.expanduser(ref))
-    if fsspec.core.has_magic(root):
-        base = root[: min(root.find(c) for c in "*?[" if c in root)].rpartition("/")[0]
-        found = [name for name in fs.glob(root) if fs.isfile(name)]
-    elif fs.isdir(root):
-        base, found = root, fs.find(root)
-    else:
-        base, found = root.rpartition("/")[0], [root] if fs.exists(root) else []
-    if found:
-        files = [(name.removeprefix(base).lstrip("/"), _file_identity(fs, name)) for name in sorted(found)]
-        return xxhash.xxh3_128_hexdigest(repr(files).encode())
-    is_hub_name = is_model and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not ref.startswith(".")
-    if is_hub_name and not os.path.isdir(ref.partition("/")[0]) and _may_load(ref):
-        return f"hub:{ref}"
-    kind = "model" if is_model else "file or folder"
-    stages = ", ".join(bound) or "none yet"
-    raise InputError(f"{where}: {ref}", f"there is no such {kind}", f"Give a path, or an earlier stage ({stages})")
-
-
-def _may_load(name: str) -> bool:
-    """True if a hub model can be had: it is in the local cache, or the hub may be asked."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    return not constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str)
-
-
-def _file_identity(fs: fsspec.AbstractFileSystem, name: str) -> str:
-    if not isinstance(fs, fsspec.implementations.local.LocalFileSystem):
-        info = fs.info(name)  # an object store's own checksum: the content is not fetched for it
-        return repr((info["size"], info.get("ETag") or info.get("etag") or info.get("md5Hash") or fs.checksum(name)))
-    digest = xxhash.xxh3_128()
-    with open(name, "rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _content(value: Any, identities: Mapping[str, str], hint: Any = None) -> Any:
