@@ -7,6 +7,8 @@ A benchmark is a file bench_NAME.py beside this one with
     ours()      does the work and returns its result
     theirs()    does the same work with the peer
     equal(a, b) True if the two results are the same, by a tolerance stated there
+or, where a figure is no comparison of two times, with
+    measure(rounds)  returns the same keys by its own means
 Both sides run once before the clock (they load and cache what they need; these results are compared), then N times
 in turns. CPU time is that of all threads and of child processes that have ended. The last line of the output is one
 JSON object; it is written to results/NAME.json too, with the date and the machine.
@@ -33,9 +35,9 @@ PACKAGES = ("chuxin", "torch", "transformers", "ray", "FlagEmbedding", "sentence
 
 def clocked(side: Callable[[], Any]) -> tuple[float, float]:
     """Runs one side; returns its CPU seconds and its wall seconds."""
-    cpu, wall = _cpu_seconds(), time.perf_counter()
+    cpu, wall = cpu_seconds(), time.perf_counter()
     side()
-    return _cpu_seconds() - cpu, time.perf_counter() - wall
+    return cpu_seconds() - cpu, time.perf_counter() - wall
 
 
 def measure(bench: ModuleType, name: str, rounds: int) -> dict[str, Any]:
@@ -45,6 +47,8 @@ def measure(bench: ModuleType, name: str, rounds: int) -> dict[str, Any]:
         `ratio`: median over the rounds of theirs / ours in CPU seconds, above 1 where ours takes less; its extremes;
         `ours` and `theirs`: median CPU seconds; `wall`: the same three figures by the wall clock.
     """
+    if hasattr(bench, "measure"):
+        return {"name": name, **bench.measure(rounds)}
     same = bool(bench.equal(bench.ours(), bench.theirs()))
     ours, theirs = [], []
     for turn in range(rounds):
@@ -96,7 +100,8 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
     return 0 if result["equal"] else 1
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its children that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
