@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, write_json
+from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, write_json
 from chuxin.errors import InputError
 
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
@@ -41,6 +41,18 @@ def test_a_killed_attempt_is_invisible_and_is_cleared_at_the_close(tmp_path: Pat
     assert artifact.read("table")["id"].to_pylist() == [1, 2, 3]
     assert not Path(killed.directory).exists()
     assert artifact.manifest["drops"] == {"short": 1} and artifact.manifest["histograms"] == {"chars": [0, 3]}
+
+
+def test_what_a_kill_after_the_manifest_left_is_cleared_later(tmp_path: Path) -> None:
+    work = draft(tmp_path)
+    with work.attempt("a") as attempt:
+        attempt.write("table", [rows(1)], SCHEMA)
+    artifact = work.close()
+    left = Attempt(work.uri, "a")
+    (tmp_path / "stage-1" / "state").mkdir()
+    clear(artifact)
+    assert not Path(left.directory).exists() and not (tmp_path / "stage-1" / "state").exists()
+    assert artifact.read("table").num_rows == 1
 
 
 def test_an_exception_commits_nothing(tmp_path: Path) -> None:
