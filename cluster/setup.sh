@@ -103,6 +103,10 @@ if [ "$device" = cpu ]; then
         echo "setup: no CPU build of torch for this Python can be reached; its CUDA build (about 4 GB more) does as well"
         install "$(pinned torch)" -c cluster/requirements/gpu.txt
     fi
+else
+    # Where pip knows a CPU build as well it takes that one, since 2.13.0+cpu counts as newer than 2.13.0: === means
+    # this very version. With the CPU build, torchvision and with it transformers fail to import.
+    install --no-deps "$(pinned torch | sed 's/==/===/')"
 fi
 install --no-deps -r "$lock"
 # All cores at once, half the time of pip's own way. A few packages ship templates that are no Python.

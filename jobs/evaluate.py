@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score models and BM25 on the benchmarks, with intervals by paired bootstrap.
+"""Score models, rerankers and BM25 on the benchmarks, with intervals by paired bootstrap.
 
 Reads models and benchmark folders. Writes scores and results.json.
 """

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Finetune contrastively on the packed groups, by Ray Train and DeepSpeed; resumes at its checkpoints.
 
-Reads a plan and a model. Writes model/ and metrics.jsonl.
+Trains the dense vector, all three heads (--stage refine) or a cross-encoder (--stage reranker). Reads a plan and a
+model. Writes model/ and metrics.jsonl.
 """
 
 import sys

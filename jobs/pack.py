@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make a batch plan: tokenise once and fix which rows form each global batch.
 
-Reads passages (--stage pack_pretrain) or groups (--stage pack_finetune). Writes plan.
+Reads passages (--stage pack_pretrain) or groups (--stage pack_finetune, pack_refine). Writes plan.
 """
 
 import sys

@@ -29,24 +29,26 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
     """Runs one stage of a recipe: the job behind jobs/VERB.py.
 
     Args:
-        verb: The job's name; `--stage` chooses among the stages of that verb where there are several.
+        verb: The job's name; `--stage` chooses among the stages of that verb where the config has several.
         arguments: The command line; the process's own by default.
     """
     stages = [stage for stage in STAGES if stage.verb == verb]
     parser = _parser(f"jobs/{verb}.py", f"Run the recipe's stage {' or '.join(s.name for s in stages)}.")
     names = [stage.name for stage in stages]
-    parser.add_argument("--stage", choices=names, default=names[0], help="section of the config (default: %(default)s)")
+    about = "section of the config (default: the one its `stage` names, else the first of this job)"
+    parser.add_argument("--stage", choices=names, help=about)
     known, rest = parser.parse_known_args(arguments)
     try:
         recipe = load_recipe(known.config, known.workspace)
-        section = getattr(recipe, known.stage)
+        name = known.stage or recipe.default_stage(verb)
+        section = getattr(recipe, name) if name else None
         if section is None:
-            raise InputError(known.config, f"it has no section `{known.stage}`", "Add the section, or give --stage")
+            raise InputError(known.config, f"it has no section `{name or '` or `'.join(names)}`", "Add the section")
         section = _override(parser, known, section, rest)
-        recipe = dataclasses.replace(recipe, **{known.stage: section})
-        bound = {b.stage.name: b for b in _bind(recipe, known.config)}[known.stage]
+        recipe = dataclasses.replace(recipe, **{name: section})
+        bound = {b.stage.name: b for b in _bind(recipe, known.config)}[name]
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
-            print(f"{known.stage} → {bound.uri}" + (f"\ndashboard {page}" if page else ""), flush=True)
+            print(f"{name} → {bound.uri}" + (f"\ndashboard {page}" if page else ""), flush=True)
             _run_one(bound, recipe, position="")
     except Exception as error:
         return runner.fail(error)

@@ -15,7 +15,7 @@ from chuxin.release.config import ReleaseConfig
 from chuxin.runner import Stage
 from chuxin.sample.config import SampleConfig
 from chuxin.serving.config import ServeConfig
-from chuxin.training.config import FinetuneConfig, PretrainConfig
+from chuxin.training.config import FinetuneConfig, PretrainConfig, RerankerConfig
 
 STAGES = (
     Stage("sample", "sample", "chuxin.sample.pipeline:run", 1),
@@ -26,6 +26,9 @@ STAGES = (
     Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 1),
     Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 1),
     Stage("finetune", "finetune", "chuxin.training.worker:finetune", 1),
+    Stage("pack_refine", "pack", "chuxin.packing.pipeline:pack_groups", 1),
+    Stage("refine", "finetune", "chuxin.training.worker:refine", 1),
+    Stage("reranker", "finetune", "chuxin.training.worker:reranker", 1),
     Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 1),
     Stage("release", "release", "chuxin.release.pipeline:run", 1),
     Stage("serve", "serve", "chuxin.serving.pipeline:serve", 1),
@@ -51,6 +54,8 @@ class RecipeConfig:
     """Shown in the report and on the model card."""
     workspace: str
     """Directory or URI that holds the artifacts."""
+    stage: str | None = None
+    """The section that the job of its verb runs without `--stage`; null: the first of that verb here."""
     execution: ClusterConfig = field(default_factory=ClusterConfig)
     sample: SampleConfig | None = None
     ingest: IngestConfig | None = None
@@ -60,6 +65,23 @@ class RecipeConfig:
     pretrain: PretrainConfig | None = None
     pack_finetune: PackGroupsConfig | None = None
     finetune: FinetuneConfig | None = None
+    pack_refine: PackGroupsConfig | None = None
+    refine: FinetuneConfig | None = None
+    reranker: RerankerConfig | None = None
     evaluate: EvaluateConfig | None = None
     release: ReleaseConfig | None = None
     serve: ServeConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.stage is not None and self.stage not in (present := self.sections()):
+            raise ValueError(f"`stage: {self.stage}` names no section of this config ({', '.join(present)})")
+
+    def sections(self, verb: str | None = None) -> list[str]:
+        """Returns the names of the stages that have a section, in the recipe's order; of one verb if given."""
+        stages = [stage for stage in STAGES if verb in (None, stage.verb)]
+        return [stage.name for stage in stages if getattr(self, stage.name) is not None]
+
+    def default_stage(self, verb: str) -> str | None:
+        """Returns the stage that a verb's job runs without `--stage`; None if the config has no section for it."""
+        present = self.sections(verb)
+        return self.stage if self.stage in present else next(iter(present), None)

@@ -46,19 +46,22 @@ REJECTS = _schema(
 
 PLAN_GROUPS = _schema(
     epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), query_id=pa.int64(), source=pa.string(),
-    query_hash=pa.int64(), query_ids=pa.list_(pa.int32()),
+    query_hash=pa.int64(), query_ids=pa.list_(pa.int32()), lengths=pa.list_(pa.int32()),
     passages=pa.list_(pa.struct([
         ("passage_id", pa.int64()), ("text_hash", pa.int64()), ("token_ids", pa.list_(pa.int32())),
         ("score", pa.float32()),
     ])),
 )
-"""A contrastive batch plan: rows of a global batch, cut into slices; passages[0] is the positive."""
+"""A contrastive batch plan: rows of a global batch, cut into slices; passages[0] is the positive.
+
+`lengths` are the tokens of the query and of each passage, in order: what ranks need to know of each other's rows.
+"""
 
 PLAN_TEXTS = _schema(
     epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), passage_id=pa.int64(), offset=pa.int32(),
-    source=pa.string(), token_ids=pa.list_(pa.int32()),
+    source=pa.string(), length=pa.int32(), token_ids=pa.list_(pa.int32()),
 )
-"""A RetroMAE batch plan: token sequences with special tokens; `offset` counts tokens into the passage."""
+"""A RetroMAE batch plan: sequences of `length` tokens, special ones included; `offset` counts tokens of the passage."""
 
 EVAL = _schema(
     model=pa.string(), task=pa.string(), query_id=pa.string(), kind=pa.string(), ndcg_at_10=pa.float32(),

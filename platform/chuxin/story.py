@@ -80,7 +80,12 @@ def _holds(artifact: Artifact, name: str) -> bool:
     return any(name in partition["files"] for partition in artifact.partitions())
 
 
-def _losses(artifact: Artifact) -> list[tuple[int, float]]:
+def _losses(artifact: Artifact) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of the loss, of its terms and of dev scores, by name, the loss first."""
     lines = Path(artifact.path("metrics.jsonl")).read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    return [(r["step"], r["loss"]) for r in records if "loss" in r]
+    found: dict[str, list[tuple[int, float]]] = {"loss": []}
+    for record in map(json.loads, lines):
+        for name, value in record.items():
+            if name in ("loss", "dev_ndcg_at_10") or name.endswith("_loss"):
+                found.setdefault(name, []).append((record["step"], value))
+    return found

@@ -2,7 +2,8 @@
 
     {"metrics": {"ndcg_at_10": "…", "recall_at_100": "…"},           what each number means
      "bootstrap": {"samples", "seed", "level", "min_queries"},
-     "systems": ["BM25", "pretrained", "finetuned"],                 display order
+     "systems": ["BM25", "pretrained", "refined", "refined-hybrid"], display order
+     "bases": {"refined-hybrid": "refined"},                         systems made from another's vectors or results
      "tasks": {TASK: {
         "queries": 3802, "corpus": 48110,
         "slices": {"all" | KIND: {                                   kinds only where the benchmark names them
@@ -21,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from chuxin.evaluation.metrics import METRICS
 from chuxin.evaluation.significance import LEVEL, MIN_QUERIES, interval, is_significant, resample_means
+from chuxin.search.metrics import METRICS
 
 ALL = "all"
 
@@ -33,13 +34,14 @@ _MEANING = {
 
 
 def collect(
-    tasks: Mapping[str, Mapping[str, Any]], systems: Sequence[str], samples: int, seed: int
+    tasks: Mapping[str, Mapping[str, Any]], systems: Sequence[str], bases: Mapping[str, str], samples: int, seed: int
 ) -> dict[str, Any]:
     """Returns the whole of results.json from `task_results` by task."""
     return {
         "metrics": _MEANING,
         "bootstrap": {"samples": samples, "seed": seed, "level": LEVEL, "min_queries": MIN_QUERIES},
         "systems": list(systems),
+        "bases": dict(bases),
         "tasks": dict(tasks),
     }
 

@@ -28,7 +28,8 @@ class Dropout(NamedTuple):
         channel_H = mix32(channel_H + _wrap(place * 0x9E3779B9))
         draw_TH = mix32(self.key_T[:, None] ^ channel_H[None, :])
         limit = int(self.probability * 2**32) - 2**31
-        return states_TH * (draw_TH >= limit).to(states_TH.dtype) / (1.0 - self.probability)
+        # Kept for the backward pass: one byte an element.
+        return states_TH.masked_fill(draw_TH < limit, 0.0) / (1.0 - self.probability)
 
 
 def mix32(value: torch.Tensor) -> torch.Tensor:
@@ -40,7 +41,8 @@ def mix32(value: torch.Tensor) -> torch.Tensor:
 
 def token_keys(text_key_N: torch.Tensor, position_T: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
     """Returns int32 keys [T] from one int32 key a text [N] and the tokens' positions [T]."""
-    key_T = text_key_N.to(torch.int32).repeat_interleave(lengths_N)
+    tokens = position_T.shape[0]  # given, since a device would have to be asked for the sum
+    key_T = text_key_N.to(torch.int32).repeat_interleave(lengths_N, output_size=tokens)
     return mix32(key_T ^ mix32(position_T.to(torch.int32) + 1))
 
 

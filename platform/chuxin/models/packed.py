@@ -1,16 +1,17 @@
 """The backbone without padding: texts stand one after another in one row, and each attends to itself alone.
 
 It runs the modules of a Hugging Face XLM-R or BERT backbone, so weights, names and ZeRO's hooks stay theirs; only
-the order of work is ours. Every linear layer, norm and embedding sees real tokens only. Attention: on CUDA
-`varlen_attn` (fp16 and bf16), elsewhere one call a text. Attention weights are never dropped: the kernel has no
-dropout. Leaves out: the heads (encoder.py), losses, poolers.
+the order of work is ours. Every linear layer, norm and embedding sees real tokens only. Attention weights are never
+dropped: the kernel has no dropout. Leaves out: the heads (encoder.py), losses, poolers, checking token ids against
+the vocabulary (whoever reads them does, on the host; a device could only abort).
 
-Shapes: N texts, T tokens of all texts, H width, A attention heads.
+Shapes: N texts, T tokens of all texts, H width, A attention heads, D width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,8 @@ class Packed(NamedTuple):
     ids_T: torch.Tensor
     """int64, token ids of all texts, special tokens included."""
     position_T: torch.Tensor
-    """int64, each token's place in its text, from 0."""
+    """int64, each token's place in its text, from 0. A `<pad>` that a text spells out counts as any other token;
+    Hugging Face's XLM-R would give it the padding row and not count it."""
     bounds_N1: torch.Tensor
     """int32, where each text begins, and T (what attention kernels call cu_seqlens)."""
     lengths: tuple[int, ...]
@@ -42,14 +44,24 @@ class Packed(NamedTuple):
 
 
 def pack(texts: Sequence[Sequence[int] | np.ndarray]) -> Packed:
-    """Packs token sequences, none of them empty, in their order."""
+    """Packs token sequences in their order.
+
+    No text at all is allowed: a rank that has run out of micro-batches still has to take part in ZeRO's collectives.
+
+    Raises:
+        ValueError: A text is empty (it would take its neighbour's first token for its own), or there are more
+            tokens than the bounds' int32 counts.
+    """
     lengths = tuple(len(text) for text in texts)
-    ids = np.concatenate([np.asarray(text, np.int64) for text in texts]) if texts else np.zeros(0, np.int64)
-    bounds = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
-    position = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
-    return Packed(
-        torch.from_numpy(ids), torch.from_numpy(position), torch.from_numpy(bounds.astype(np.int32)), lengths
-    )
+    if not all(lengths):
+        raise ValueError(f"text {lengths.index(0)} of {len(lengths)} has no token")
+    bounds_N1 = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+    if bounds_N1[-1] > np.iinfo(np.int32).max:
+        raise ValueError(f"{bounds_N1[-1]} tokens in one pack; attention kernels count in int32")
+    ids_T = np.concatenate([np.asarray(text, np.int64) for text in texts]) if lengths else np.zeros(0, np.int64)
+    position_T = np.arange(len(ids_T)) - np.repeat(bounds_N1[:-1], lengths)
+    arrays = ids_T, position_T, bounds_N1.astype(np.int32)
+    return Packed(*map(torch.from_numpy, arrays), lengths)
 
 
 def embed(backbone: PreTrainedModel, packed: Packed, dropout: Dropout | None = None) -> torch.Tensor:
@@ -63,15 +75,21 @@ def finish_embedding(
 ) -> torch.Tensor:
     """Adds type and position to token vectors and normalises: the embeddings of other vectors than the table's."""
     table = backbone.embeddings
-    kind_H = table.token_type_embeddings.weight[0]
+    # Called, not read: ZeRO-3 gathers a weight when the module that owns it runs.
+    kind_1H = table.token_type_embeddings(position_T.new_zeros(1))
     place_TH = table.position_embeddings(position_T + first_position(backbone))
-    states_TH = table.LayerNorm(token_TH + kind_H + place_TH)
+    states_TH = table.LayerNorm(token_TH + kind_1H + place_TH)
     return dropout(states_TH, 0) if dropout else states_TH
 
 
 def first_position(backbone: PreTrainedModel) -> int:
     """The row of the position table that a text's first token takes: RoBERTa counts from padding_idx + 1."""
     return backbone.config.pad_token_id + 1 if backbone.config.model_type == "xlm-roberta" else 0
+
+
+def position_count(backbone: PreTrainedModel) -> int:
+    """The most tokens a text may have: the rows of the position table that RoBERTa never reaches do not count."""
+    return backbone.config.max_position_embeddings - first_position(backbone)
 
 
 def encode(
@@ -86,8 +104,16 @@ def encode(
         checkpointing: Keep a layer's input only and compute the rest again in the backward pass.
 
     Returns:
-        Last hidden states [T, H], equal to those of the padded Hugging Face model on real tokens (1e-5 in fp32).
+        Last hidden states [T, H], equal to those of the padded Hugging Face model on real tokens, gradients too
+        (1e-5 in fp32). Under bf16 autocast norms and the residual stream stay fp32, as they do there.
+
+    Raises:
+        ValueError: A text has more tokens than the model has positions. (On CUDA the table's own check would abort
+            the process.)
     """
+    longest = max(packed.lengths, default=0)
+    if longest > position_count(backbone):
+        raise ValueError(f"a text of {longest} tokens; the model has {position_count(backbone)} positions")
     states_TH = embed(backbone, packed, dropout)
     for index, layer in enumerate(backbone.encoder.layer):
         if checkpointing and torch.is_grad_enabled():
@@ -113,16 +139,26 @@ def _layer(
 
 
 def attend(query_TAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Softmax attention of each text to itself; returns [T, A·D]."""
+    """Softmax attention of each text to itself; returns [T, A·D].
+
+    On CUDA in fp16 and bf16 one FlashAttention kernel takes all texts. It takes no other dtype and no CPU: there
+    neighbours of equal length share a call of PyTorch's attention. fp32 on CUDA takes that way too, since only
+    checks compute so; nested tensors would save them launches, at the price of a prototype.
+    """
+    if not packed.lengths:  # joins the three, so that each projection gets its (empty) gradient
+        return (query_TAD + key_TAD + value_TAD).flatten(-2)
     if query_TAD.is_cuda and query_TAD.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn
 
-        longest = max(packed.lengths)
-        bounds = packed.bounds_N1
-        return varlen_attn(query_TAD, key_TAD, value_TAD, bounds, bounds, longest, longest).flatten(-2)
-    parts = zip(*(tensor.split(packed.lengths) for tensor in (query_TAD, key_TAD, value_TAD)), strict=True)
-    mixed = [
-        functional.scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in text))[0].transpose(0, 1)
-        for text in parts
-    ]
-    return torch.cat(mixed).flatten(-2)
+        bounds_N1, longest = packed.bounds_N1, max(packed.lengths)
+        return varlen_attn(query_TAD, key_TAD, value_TAD, bounds_N1, bounds_N1, longest, longest).flatten(-2)
+    runs = [(length, len(list(run))) for length, run in groupby(packed.lengths)]
+    # split, not slices: the gradient of each slice would be a whole [T, A, D] of zeros.
+    tokens = [length * texts for length, texts in runs]
+    parts = zip(*(tensor.split(tokens) for tensor in (query_TAD, key_TAD, value_TAD)), strict=True)
+    mixed = []
+    for (length, texts), part in zip(runs, parts, strict=True):
+        query, key, value = (tensor.unflatten(0, (texts, length)).transpose(1, 2) for tensor in part)
+        mixed_NALD = functional.scaled_dot_product_attention(query, key, value)
+        mixed.append(mixed_NALD.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(mixed)

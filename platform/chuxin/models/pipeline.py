@@ -22,12 +22,12 @@ MEASURED = 1000
 
 
 def init(ctx: Context, config: InitConfig) -> None:
-    """Copies an existing model, or trains a tokenizer on the kept passages and draws weights.
+    """Copies an existing model, lengthened if asked for, or trains a tokenizer on the kept passages and draws weights.
 
     Facts: vocabulary and parameters; of a new tokenizer also characters a token, shares of `<unk>` and bytes.
     """
     if config.model is not None:
-        ctx.draft.map({"model": ctx.resolve(config.model)}, copy_model, name="init")
+        ctx.draft.map({"model": ctx.resolve(config.model)}, partial(copy_model, config.max_len), name="init")
         return
     if config.passages not in ctx.inputs:
         remedy = "Give a curate stage"
@@ -36,11 +36,16 @@ def init(ctx: Context, config: InitConfig) -> None:
     ctx.draft.map({"model": parts}, partial(make_model, config), name="init")
 
 
-def copy_model(key: str, path: str, attempt: Attempt) -> None:
-    """Writes an existing model in this project's layout; runs on a worker."""
+def copy_model(max_len: int | None, key: str, path: str, attempt: Attempt) -> None:
+    """Writes an existing model in this project's layout, for texts of `max_len` tokens; runs on a worker."""
     from chuxin.models.checkpoint import load_model, load_tokenizer
+    from chuxin.models.positions import extend_positions
 
-    _save(load_model(path), load_tokenizer(path), attempt)
+    model, tokenizer = load_model(path), load_tokenizer(path)
+    if max_len is not None:
+        extend_positions(model, max_len, "init.max_len")
+        tokenizer.model_max_length = max_len
+    _save(model, tokenizer, attempt)
 
 
 def make_model(config: InitConfig, key: str, parts: Sequence[str], attempt: Attempt) -> None:

@@ -3,7 +3,7 @@
 Ids: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the 256 bytes, pieces by falling frequency, `<mask>` last. A
 character outside the vocabulary becomes its UTF-8 bytes, so rare Han characters keep their identity and no
 text gives `<unk>`. Blanks become `▁` where they stand; none is put in front, since Chinese words do not begin
-with one. Leaves out: adapting an existing vocabulary, extending positions.
+with one. Leaves out: adapting an existing vocabulary, more positions (positions.py).
 """
 
 from __future__ import annotations

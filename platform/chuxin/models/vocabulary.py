@@ -14,6 +14,8 @@ from chuxin.errors import InputError
 # Exercises normalisation and segmentation: width, case, script, digits, punctuation, a rare character.
 _PROBE = "初心 Ｅmbedding１２３，檢索模型：𠮷野家的 RetroMAE？"
 NEEDED = ("cls", "sep", "pad")
+# FlagEmbedding 1.4.2 names cls, eos, pad and unk; a BERT tokenizer has no eos, and its [SEP] would match every text.
+WITHOUT_WEIGHT = ("cls", "eos", "sep", "pad", "unk")
 
 
 def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -21,6 +23,12 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     special = [getattr(tokenizer, f"{name}_token_id") for name in (*NEEDED, "mask")]
     probe = tokenizer(_PROBE, add_special_tokens=True)["input_ids"]
     return xxhash.xxh3_64_hexdigest(repr((sorted(tokenizer.get_vocab().items()), special, probe)).encode())
+
+
+def ids_without_weight(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Returns the token ids that never carry a sparse weight, ascending; XLM-R's are FlagEmbedding's four."""
+    ids = {getattr(tokenizer, f"{name}_token_id") for name in WITHOUT_WEIGHT}
+    return tuple(sorted(ids - {None}))
 
 
 def require_special_tokens(tokenizer: PreTrainedTokenizerFast, path: str, names: tuple[str, ...] = NEEDED) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from chuxin.config import ModelRef, Ref
 
@@ -27,7 +29,7 @@ class PackTextsConfig:
     tokenizer: ModelRef
     """The model whose tokenizer is used; training must start from a model with the same vocabulary."""
     max_len: int
-    """Most tokens of a row, special tokens included. A longer passage is cut into pieces of equal length."""
+    """Most tokens of a row, special tokens included. A longer passage is cut into pieces at sentence ends."""
     tokens_per_batch: int
     """Tokens of a global batch, padding not counted."""
     epochs: int
@@ -37,7 +39,7 @@ class PackTextsConfig:
     slices: int = 64
     """Parts a global batch is cut into; the number of training workers must not exceed it."""
     buckets: int = 1
-    """Shuffle partitions. One is planned in memory: up to about 10^8 tokens each."""
+    """Shuffle partitions. One is planned in memory, 12 bytes a token at the peak: up to about 2 * 10^8 tokens each."""
     max_passages: int | None = None
     """At most this many passages, drawn by the hash of their ids; null takes all."""
     weights: Mapping[str, float] = field(default_factory=dict)
@@ -64,8 +66,10 @@ class PackGroupsConfig:
     """Most tokens of a passage, special tokens included; the rest is cut off (FlagEmbedding: 128)."""
     group_size: int
     """Passages of a query: 1 positive and up to `group_size` - 1 of its negatives, never filled with others."""
+    min_negatives: int = field(default=0, kw_only=True)
+    """A group with fewer negatives of its own is left out and counted; rerankers need 1."""
     batch_size: int
-    """Queries of a global batch: with in-batch negatives this is part of the objective."""
+    """Queries of a global batch, at most: with in-batch negatives this is part of the objective."""
     epochs: int
     """How often each query is used."""
     seed: int
@@ -73,17 +77,33 @@ class PackGroupsConfig:
     slices: int = 64
     """Parts a global batch is cut into; the number of training workers must not exceed it."""
     buckets: int = 1
-    """Shuffle partitions. One is planned in memory: up to about 10^6 groups each."""
+    """Shuffle partitions. One is planned in memory, 12 bytes a token at the peak (25 KB a group of 8 passages with
+    2,000 tokens): up to about 10^5 such groups each."""
     max_groups: int | None = None
     """At most this many groups, drawn by the hash of their ids; null takes all."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """How often an epoch uses each group of a source: 1 (the default) once, 0.2 a fifth of them, 2 each twice."""
+    batches: Literal["source", "mixed"] = "source"
+    """Rows of one source a batch (BGE-M3), or of all sources in the proportion of their rows and weights."""
+    length_edges: tuple[int, ...] = ()
+    """Upper bounds of length buckets, in tokens of a row's longest passage, rising and below `passage_max_len`: a batch
+    holds rows of one bucket (BGE-M3, table 9: 500, 1000, 2000, … 7000). None: one bucket."""
+    tokens_per_batch: int | None = None
+    """Budget that lowers `batch_size` for long texts: a bucket's batches have as many rows as it holds if each is as
+    long as the bucket allows, at least 2 (BGE-M3, table 9, from 1152 down to 192). Null: `batch_size` everywhere."""
     execution: PackExecution = field(default_factory=PackExecution)
 
     def __post_init__(self) -> None:
         fields = ("query_max_len", "passage_max_len", "group_size", "batch_size", "epochs", "slices", "buckets")
         _check(self, fields, minimum_len="query_max_len")
         _check(self, (), minimum_len="passage_max_len")
+        edges = (*self.length_edges, self.passage_max_len)
+        if any(low >= high for low, high in itertools.pairwise(edges)) or edges[0] < 3:
+            raise ValueError("`length_edges` must rise, from 3 to below `passage_max_len`")
+        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
+            raise ValueError("`tokens_per_batch` must be at least 1")
+        if not 0 <= self.min_negatives < self.group_size:
+            raise ValueError("`min_negatives` must be from 0 to `group_size` - 1")
         if self.batch_size < 2:
             raise ValueError("`batch_size` must be at least 2: the other rows of a batch are the negatives")
 

@@ -16,10 +16,14 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
 from chuxin.errors import InputError
+from chuxin.packing.checks import check_groups, check_texts
 from chuxin.packing.draws import mix, rank_in_run
-from chuxin.packing.plan import Groups, Passages, usable_positives
+from chuxin.packing.pieces import cut, sentence_ends
+from chuxin.packing.plan import Groups, Passages, count_negatives, usable_positives
 from chuxin.schema import KEEP, PLAN_GROUPS
 
+PORTION = 1 << 20
+"""Characters given to the tokenizer at once."""
 PASSAGES_TYPE = PLAN_GROUPS.field("passages").type
 TOKEN_GROUPS = pa.schema([
     ("bucket", pa.int32()), ("query_id", pa.int64()), ("query_hash", pa.int64()), ("source", pa.string()),
@@ -62,14 +66,14 @@ def read_kept(
         yield table.num_rows, table.filter(pa.array(draw <= np.uint64(limit))).combine_chunks()
 
 
-def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], max_len: int) -> pa.ListArray:
+def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_len: int) -> pa.ListArray:
     """Tokenises texts with special tokens, cut off at `max_len`; equal texts are tokenised once."""
-    texts = list(texts)
     place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    if not place:
-        return pa.array([], pa.list_(pa.int32()))
-    ids = tokenizer(list(place), truncation=True, max_length=max_len, return_attention_mask=False)["input_ids"]
-    unique = _lists(ids)
+    ids: list[list[int]] = []
+    for part in _portions(list(place)):
+        ids += tokenizer(part, truncation=True, max_length=max_len, return_attention_mask=False)["input_ids"]
+    flat_T, bounds_N1 = _flatten(ids)
+    unique = pa.ListArray.from_arrays(pa.array(bounds_N1, pa.int32()), pa.array(flat_T))
     if len(place) == len(texts):
         return unique
     return unique.take(pa.array([place[text] for text in texts], pa.int64()))
@@ -77,22 +81,19 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], max_len: 
 
 def tokenise_groups(
     chunk: pa.Table, tokenizer: PreTrainedTokenizerFast, where: str, *, query_max_len: int, passage_max_len: int,
-    seed: int, buckets: int,
+    seed: int, buckets: int, min_negatives: int = 0,
 ) -> tuple[pa.Table, dict[str, int]]:  # fmt: skip
     """Turns groups into the token table's rows, ordered by bucket.
 
     Returns:
-        The table, and drops by reason: a group whose only positives repeat its query teaches nothing.
+        The table, and drops by reason: a group whose only positives repeat its query teaches nothing; one may have
+        fewer negatives than `min_negatives`.
 
     Raises:
-        InputError: A group has no positive; names its row.
+        InputError: A group has no positive, no query, or a passage without text; names its row.
     """
     columns = {"positives": chunk["positives"].combine_chunks(), "negatives": chunk["negatives"].combine_chunks()}
-    empty = np.flatnonzero(pc.list_value_length(columns["positives"]).fill_null(0).to_numpy(zero_copy_only=False) == 0)
-    if len(empty):
-        query_id = chunk["query_id"][int(empty[0])]
-        remedy = "Give every group a positive, or a status other than keep"
-        raise InputError(f"{where}: query_id {query_id}", "the group has no positive", remedy)
+    check_groups(chunk["query_id"], chunk["query"].combine_chunks(), columns, where)
     query_ids = tokenise(tokenizer, chunk["query"].to_pylist(), query_max_len)
     lists = {name: _tokenise_passages(tokenizer, column, passage_max_len) for name, column in columns.items()}
     bucket = (mix(seed, chunk["query_id"].to_numpy()) % np.uint64(buckets)).astype(np.int32)
@@ -102,45 +103,55 @@ def tokenise_groups(
     }, schema=TOKEN_GROUPS)  # fmt: skip
     groups = as_groups(table, {})
     taught = np.bincount(groups.positives.group_P[usable_positives(groups)], minlength=len(table)) > 0
-    dropped = int((~taught).sum())
-    table = table.filter(pa.array(taught))
-    return _by_bucket(table), {"query_is_positive": dropped} if dropped else {}
+    short = taught & (count_negatives(groups) < min_negatives)
+    drops = {"query_is_positive": int((~taught).sum()), "few_negatives": int(short.sum())}
+    kept = _by_bucket(table.filter(pa.array(taught & ~short)))
+    return kept, {reason: count for reason, count in drops.items() if count}
 
 
 def tokenise_texts(
-    chunk: pa.Table, tokenizer: PreTrainedTokenizerFast, *, max_len: int, seed: int, buckets: int
+    chunk: pa.Table, tokenizer: PreTrainedTokenizerFast, where: str, *, max_len: int, seed: int, buckets: int
 ) -> tuple[pa.Table, dict[str, int]]:
     """Turns passages into the token table's rows, ordered by bucket; all pieces of a passage are in one bucket.
 
+    A text longer than `max_len` is cut at sentence ends (pieces.py): its pieces, joined, are its tokens. At 512
+    tokens 500,000 tokens/s come out on one core, where every text is long (590,000 if it is cut anywhere).
+
     Returns:
         The table, and drops by reason: a text without a single token.
+
+    Raises:
+        InputError: A passage has no text at all (null); names it.
     """
-    texts = chunk["text"].to_pylist()
-    encoded = tokenizer(texts, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False)
-    pieces, owner = [], []
-    for index, ids in enumerate(encoded["input_ids"]):
-        for piece in cut_evenly(ids, max_len - 2):
-            pieces.append([tokenizer.cls_token_id, *piece, tokenizer.sep_token_id])
-            owner.append(index)
-    owner_R = np.array(owner, np.int64)
+    check_texts(chunk["passage_id"], chunk["text"].combine_chunks(), where)
+    flat, begins, owners = [], [], []
+    first = first_token = 0
+    for part in _portions(chunk["text"].to_pylist()):
+        encoded = tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        flat_T, bounds_N1 = _flatten(encoded["input_ids"])
+        for index, (begin, end) in enumerate(itertools.pairwise(bounds_N1.tolist())):
+            if end - begin <= max_len - 2:
+                own = [begin] if end > begin else []
+            else:
+                offsets = itertools.chain.from_iterable(encoded.encodings[index].offsets)
+                end_L = np.fromiter(offsets, np.int64, 2 * (end - begin))[1::2]
+                bounds = cut(end - begin, sentence_ends(part[index], end_L), max_len - 2)
+                own = [begin + bound for bound in bounds[:-1]]
+            begins += [first_token + bound for bound in own]
+            owners += [first + index] * len(own)
+        flat.append(flat_T)
+        first, first_token = first + len(part), first_token + len(flat_T)
+    begin_R, owner_R = np.array(begins, np.int64), np.array(owners, np.int64)
+    token_ids = _with_ends(np.concatenate([*flat, np.zeros(0, np.int32)]), begin_R, tokenizer)
     id_N = chunk["passage_id"].to_numpy()
-    lengths_R = np.array([len(piece) - 2 for piece in pieces], np.int64)
-    before = np.cumsum(lengths_R) - lengths_R
-    offset_R = before - before[np.arange(len(owner_R)) - rank_in_run(owner_R)] if len(owner_R) else before
+    offset_R = begin_R - begin_R[np.arange(len(owner_R)) - rank_in_run(owner_R)]
     table = pa.table({
         "bucket": (mix(seed, id_N) % np.uint64(buckets)).astype(np.int32)[owner_R],
         "passage_id": id_N[owner_R], "offset": offset_R.astype(np.int32),
-        "source": chunk["source"].combine_chunks().take(pa.array(owner_R)), "token_ids": _lists(pieces),
+        "source": chunk["source"].combine_chunks().take(pa.array(owner_R)), "token_ids": token_ids,
     }, schema=TOKEN_TEXTS)  # fmt: skip
-    dropped = len(texts) - len(set(owner))
+    dropped = len(chunk) - len(np.unique(owner_R))
     return _by_bucket(table), {"no_tokens": dropped} if dropped else {}
-
-
-def cut_evenly(ids: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Cuts a sequence into as few pieces of at most `most` as possible, of lengths that differ by at most one."""
-    count = -(-len(ids) // most)
-    bounds = [len(ids) * i // count for i in range(count + 1)] if count else [0]
-    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def split_buckets(table: pa.Table) -> Iterator[pa.Table]:
@@ -152,7 +163,10 @@ def split_buckets(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def read_bucket(files: Iterable[pq.ParquetFile], bucket: int, schema: pa.Schema) -> pa.Table:
-    """Reads one bucket's rows out of token tables, in the files' order."""
+    """Reads one bucket's rows out of token tables, in the files' order.
+
+    It takes 4.3 bytes a token, and 12 at the peak, while row groups are decoded and joined.
+    """
     parts = []
     for file in files:
         column = file.schema_arrow.get_field_index("bucket")
@@ -175,7 +189,8 @@ def as_groups(table: pa.Table, weights: Mapping[str, float]) -> Groups:
 def _as_passages(column: pa.ChunkedArray) -> Passages:
     flat = pc.list_flatten(column)
     group_P = pc.list_parent_indices(column).to_numpy()
-    return Passages(group_P, *(pc.struct_field(flat, name).to_numpy() for name in ("passage_id", "text_hash")))
+    lengths = pc.list_value_length(pc.struct_field(flat, "token_ids")).to_numpy()
+    return Passages(group_P, *(pc.struct_field(flat, name).to_numpy() for name in ("passage_id", "text_hash")), lengths)
 
 
 def _tokenise_passages(tokenizer: PreTrainedTokenizerFast, column: pa.ListArray, max_len: int) -> pa.ListArray:
@@ -187,10 +202,30 @@ def _tokenise_passages(tokenizer: PreTrainedTokenizerFast, column: pa.ListArray,
     return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(lengths)], pa.int32()), struct)
 
 
-def _lists(ids: Sequence[Sequence[int]]) -> pa.ListArray:
-    offsets = np.r_[0, np.cumsum([len(i) for i in ids], dtype=np.int64)]
-    flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Cuts into runs of about `PORTION` characters: a tokenizer holds some 200 bytes a token of what it is given."""
+    ends = np.cumsum([len(text) for text in texts]) // PORTION
+    edges = [0, *(np.flatnonzero(np.diff(ends)) + 1).tolist(), len(texts)]
+    for start, stop in itertools.pairwise(edges):
+        if stop > start:
+            yield list(texts[start:stop])
+
+
+def _flatten(ids: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    bounds = np.r_[0, np.cumsum([len(i) for i in ids], dtype=np.int64)]
+    return np.fromiter(itertools.chain.from_iterable(ids), np.int32, count=int(bounds[-1])), bounds
+
+
+def _with_ends(flat_T: np.ndarray, begin_R: np.ndarray, tokenizer: PreTrainedTokenizerFast) -> pa.ListArray:
+    """Sets [CLS] and [SEP] around the pieces that begin at these places and fill all of `flat_T`."""
+    length_R = np.diff(np.r_[begin_R, len(flat_T)]) + 2
+    bounds_R1 = np.r_[0, np.cumsum(length_R)]
+    ids_T = np.empty(int(bounds_R1[-1]), np.int32)
+    text_T = np.ones(len(ids_T), bool)
+    for places, special in ((bounds_R1[:-1], tokenizer.cls_token_id), (bounds_R1[1:] - 1, tokenizer.sep_token_id)):
+        ids_T[places], text_T[places] = special, False
+    ids_T[text_T] = flat_T
+    return pa.ListArray.from_arrays(pa.array(bounds_R1, pa.int32()), pa.array(ids_T))
 
 
 def _by_bucket(table: pa.Table) -> pa.Table:

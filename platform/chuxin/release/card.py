@@ -52,7 +52,10 @@ def _front_matter(model: Described) -> str:
 
 
 def _what(model: Described) -> str:
-    trained = "Both the sparse and the multi-vector head are trained."
+    trained = (
+        "The sparse and the multi-vector head are trained with it: besides the dense vector there are lexical weights "
+        "and one vector a token, and dense + 0.3 sparse + multi-vector is a score of its own."
+    )
     drawn = "**The sparse and the multi-vector head are there but not trained: use the dense vector only.**"
     return (
         f"# {model.name}\n\nA Chinese retrieval embedding model of the BGE-M3 architecture: {model.layers} "
@@ -65,6 +68,8 @@ def _what(model: Described) -> str:
 
 def _use(model: Described) -> str:
     flags = ", return_sparse=True, return_colbert_vecs=True" if model.heads_trained else ""
+    heads = '\nweights, token_vectors = outputs["lexical_weights"], outputs["colbert_vecs"]'
+    more = heads if model.heads_trained else ""
     return f"""## Use
 
 `DIRECTORY` is the folder of this file.
@@ -73,7 +78,8 @@ def _use(model: Described) -> str:
 from FlagEmbedding import BGEM3FlagModel
 
 model = BGEM3FlagModel("DIRECTORY", use_fp16=False)
-vectors = model.encode(["如何更换自行车的内胎"], max_length={model.max_len}{flags})["dense_vecs"]
+outputs = model.encode(["如何更换自行车的内胎"], max_length={model.max_len}{flags})
+vectors = outputs["dense_vecs"]{more}
 ```
 
 ```python

@@ -16,7 +16,7 @@ from chuxin.runner import Context
 def run(ctx: Context, config: ReleaseConfig) -> None:
     """Writes the artifact's file `model`: the release directory.
 
-    Facts: the smallest cosine of each reader with the training checkpoint, and whether the heads are trained.
+    Facts: how far each reader is from the training checkpoint (verify.py), and whether the heads are trained.
     """
     results = None if config.evaluation is None else _results(ctx, config.evaluation)
     stage = str(config.model).partition(":")[0]
@@ -48,8 +48,7 @@ def release(
     card = render(described, results, origins)
     note = {"name": config.name, "origins": [o._asdict() for o in origins]}
     export(model, tokenizer, attempt.path("model"), config.max_len, card, note)
-    cosines = verify(checkpoint, attempt.path("model"), config.max_len)
-    facts = {f"least_cosine_{reader}": value for reader, value in cosines.items()}
+    facts = verify(checkpoint, attempt.path("model"), config.max_len)
     attempt.count(facts={**facts, "heads_trained": model.heads_trained})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from chuxin.report import charts
+from chuxin.report.comparisons import comparisons, gain, leader, reference
 from chuxin.report.summary import StageRow, Summary
 
 
@@ -26,9 +27,10 @@ def render(summary: Summary) -> str:
         summary=summary,
         funnel=funnel(summary.stages),
         tasks=[task_view(name, entry, summary.evaluation) for name, entry in _tasks(summary)],
-        systems=system_classes(summary.evaluation.get("systems", [])),
+        systems=system_classes(summary.evaluation),
+        leader=leader(summary.evaluation) if summary.evaluation else "",
         bootstrap=summary.evaluation.get("bootstrap", {}),
-        curves=[(stage, charts.curve(losses)) for stage, losses in summary.losses.items() if losses],
+        curves=[(stage, figures) for stage, terms in summary.losses.items() if (figures := curves(terms))],
         histograms=[
             (stage.name, name, bars, sum(counts))
             for stage in summary.stages
@@ -40,10 +42,18 @@ def render(summary: Summary) -> str:
     )
 
 
-def system_classes(systems: Sequence[str]) -> dict[str, str]:
-    """Returns the look of each system: the last one leads, BM25 is the baseline, the others stand between."""
-    looks = {system: "base" if system == "BM25" else "mid" for system in systems}
-    return looks | {systems[-1]: "lead"} if systems else looks
+def system_classes(results: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the look of each system: one leads, BM25 is the baseline, the others stand between."""
+    if not results:
+        return {}
+    looks = {system: "base" if system == "BM25" else "mid" for system in results["systems"]}
+    return looks | {leader(results): "lead"}
+
+
+def curves(terms: Mapping[str, Sequence[tuple[int, float]]]) -> list[tuple[str, charts.Curve]]:
+    """Returns a training's figures: its loss, and then its terms where there are several."""
+    drawn = [(name, charts.curve(values)) for name, values in terms.items() if values]
+    return drawn if len(drawn) > 2 else drawn[:1]  # a single term is the loss itself
 
 
 def funnel(stages: Sequence[StageRow]) -> list[dict[str, Any]]:
@@ -87,17 +97,28 @@ def funnel(stages: Sequence[StageRow]) -> list[dict[str, Any]]:
 
 
 def task_view(name: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns one benchmark's slices, with the last system's gains over the others."""
+    """Returns one benchmark's slices, with the gains that the page shows."""
     systems = results["systems"]
     slices = []
     for kind, part in entry["slices"].items():
-        gains = {d["baseline"]: d["ndcg_at_10"] for d in part["differences"] if d["system"] == systems[-1]}
+        gains = [(system, baseline, gain(part, system, baseline)) for system, baseline in comparisons(results)]
         best = {
             metric: max(part["scores"][system][metric]["mean"] for system in systems)
             for metric in ("ndcg_at_10", "recall_at_100")
         }
-        slices.append({"kind": kind, "n": part["n"], "scores": part["scores"], "gains": gains, "best": best})
+        rows = [(system, part["scores"][system], *_gains_of(system, part, results)) for system in systems]
+        slices.append({"kind": kind, "n": part["n"], "scores": part["scores"], "gains": gains, "best": best,
+                       "rows": rows})  # fmt: skip
     return {"name": name, "queries": entry["queries"], "corpus": entry["corpus"], "slices": slices}
+
+
+def _gains_of(system: str, part: Mapping[str, Any], results: Mapping[str, Any]) -> tuple[Any, str | None, Any]:
+    """A system's gain over the first one, what else it has to beat, and its gain over that."""
+    first, other = results["systems"][0], reference(system, results)
+    over_first = gain(part, system, first) if system != first else None
+    if other in (None, first):
+        return over_first, None, None
+    return over_first, other, gain(part, system, other)
 
 
 def scalar_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -67,8 +67,8 @@ class Summary:
     """Packages and their versions."""
     stages: tuple[StageRow, ...]
     """In the recipe's order."""
-    losses: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """(step, loss) by training stage."""
+    losses: Mapping[str, Mapping[str, list[tuple[int, float]]]] = field(default_factory=dict)
+    """(step, value) by training stage and term; the first term is the loss itself."""
     contamination: tuple[Contamination, ...] = ()
     """Empty means: not looked for."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)

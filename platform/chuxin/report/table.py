@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from chuxin.report.comparisons import comparisons, gain
 from chuxin.report.summary import StageRow, Summary
 
 
@@ -79,18 +80,18 @@ def _scores(results: Mapping[str, Any]) -> str:
 
 
 def _gains(results: Mapping[str, Any]) -> str:
-    """The last system against each other one; empty if there is only one."""
+    """The leading system against each other one; over all queries also what is made from one against that one."""
     rows = []
     for task, kind, part in _slices(results):
         labels = (task, kind)
-        for pair in part["differences"]:
-            if pair["system"] == results["systems"][-1]:
-                gain = pair["ndcg_at_10"]
-                interval = f"{100 * gain['low']:+.1f} to {100 * gain['high']:+.1f}"
-                verdict = "" if gain["significant"] else "not significant"
-                what = f"{pair['system']} − {pair['baseline']}"
-                rows.append((*labels, what, f"{100 * gain['mean']:+.1f}", interval, verdict))
-                labels = ("", "")
+        for system, baseline in comparisons(results):
+            if system in results["bases"] and not task:  # a task's first slice holds all queries
+                continue
+            found = gain(part, system, baseline)
+            interval = f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+            verdict = "" if found["significant"] else "not significant"
+            rows.append((*labels, f"{system} − {baseline}", f"{100 * found['mean']:+.1f}", interval, verdict))
+            labels = ("", "")
     header = ("task", "queries", "gain", "nDCG@10", "95 % interval", "")
     return align([header, *rows], "lllrrl") if rows else ""
 

@@ -1,7 +1,8 @@
 """DeepSpeed as this platform uses it: its config as data, and the engine around a module.
 
-DeepSpeed shards (ZeRO 0 … 3) and reduces gradients; optimizer, learning rate and objective are ours, so that nothing
-about them is decided by its defaults. Leaves out: offloading, fp16, its data loader, scheduler and launcher.
+DeepSpeed shards (ZeRO 0 … 3) and reduces gradients; optimizer, learning rate, objective and checkpoints are ours, so
+that nothing about them is decided by its defaults. What is sharded is read and written in shards.py.
+Leaves out: offloading, fp16, its data loader, scheduler, checkpoints and launcher.
 """
 
 from __future__ import annotations
@@ -79,3 +80,29 @@ def whole_weights(module: nn.Module, zero_stage: int) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
         yield
+
+
+def link_states(engine: Any) -> None:
+    """Tells every parameter at ZeRO 1 and 2 where in the flat slices its optimizer state lies.
+
+    DeepSpeed does so once, behind the step of the *first* parameter group (0.19.8), when the others have no state yet:
+    theirs would be "not found in optimizer state fragment" for ever.
+    """
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def whole_state(parameter: nn.Parameter, key: str) -> torch.Tensor:
+    """Returns a parameter's whole optimizer state from ZeRO 1 on; all ranks call it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def set_state(parameter: nn.Parameter, value: torch.Tensor, key: str) -> None:
+    """Sets a parameter's optimizer state from ZeRO 1 on; `value` is whole, at ZeRO-3 this rank's slice."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    (safe_set_local_optimizer_state if hasattr(parameter, "ds_tensor") else safe_set_full_optimizer_state)(
+        parameter, value, key
+    )

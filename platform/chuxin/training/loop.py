@@ -1,7 +1,10 @@
-"""The training loop: batch by batch of the plan, backward, clip, step; records, checkpoints and the check for NaN.
+"""The training loop: batch by batch of the plan, backward, clip, step, record.
 
 Neither Ray nor DeepSpeed is imported: the engine is given, and so is what happens to records and checkpoints.
-Leaves out: how the loss is computed (pretrain.py, finetune.py), where the loop runs (worker.py).
+Leaves out: how the loss is computed (finetune.py, pretrain.py, rerank.py), where the loop runs (worker.py), dev
+scores (dev.py).
+
+Shapes: S sources of the plan.
 """
 
 from __future__ import annotations
@@ -9,19 +12,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
-from chuxin.errors import InputError
-from chuxin.training.config import FinetuneConfig, PretrainConfig
-from chuxin.training.finetune import Part
+from chuxin.training.config import TrainingConfig
+from chuxin.training.ema import Average
+from chuxin.training.guard import Guard
+from chuxin.training.objective import Objective, Terms
 from chuxin.training.optimizer import learning_rate, set_learning_rate
 from chuxin.training.plan_reader import Batch, Plan, ahead, read_batches
+from chuxin.training.speed import Work
 from chuxin.training.step import all_sum, rank, world_size
 
 Record = dict[str, Any]
+DEV = "dev_ndcg_at_10"
+"""The dev score's name in records."""
 
 
 class Engine(Protocol):
@@ -38,27 +45,23 @@ class Engine(Protocol):
         """Adds gradients; averages them over ranks at the boundary."""
 
     def step(self) -> None:
-        """Updates the weights and clears the gradients."""
+        """Updates the weights and clears the gradients; from ZeRO 1 on not if their norm is no number."""
 
     def get_global_grad_norm(self) -> Any:
         """The norm before clipping, from ZeRO 1 on."""
 
 
-class Objective(Protocol):
-    """What the loop needs of an objective."""
+class Watched(NamedTuple):
+    """What goes along with the weights from step to step."""
 
-    def prepare(self, batch: Batch) -> Any:
-        """Turns a plan's rows into tensors, in the reader's thread."""
-
-    def parts(self, prepared: Any, device: torch.device) -> list[Part]:
-        """Returns the losses of a step, which sum over parts and ranks to the objective."""
-
-    def tokens(self, prepared: Any) -> tuple[int, int]:
-        """Tokens of this rank's share, without padding and with it."""
+    guard: Guard
+    average: Average | None = None
+    work: Work | None = None
+    """Tells `mfu`."""
 
 
 def train(
-    engine: Engine, objective: Objective, plan: Plan, config: PretrainConfig | FinetuneConfig, done: int, total: int
+    engine: Engine, objective: Objective, plan: Plan, config: TrainingConfig, done: int, total: int, watched: Watched
 ) -> Iterator[Record]:
     """Trains steps done + 1 … total and yields each step's record, the same on every rank.
 
@@ -69,39 +72,33 @@ def train(
         config: Rates, seed and execution.
         done: Steps that the weights have behind them.
         total: The run's last step; decides the learning rate's decay.
+        watched: Guard, average and arithmetic; they change with every step.
 
     Raises:
-        InputError: The loss or the gradient is not finite; weights are those of the step before (with ZeRO of this
-            step), the last checkpoint is untouched.
+        InputError: The loss or the gradient's norm is no number, or the loss exploded; weights are those of the step
+            before, the last checkpoint is untouched.
     """
     engine.module.train()
     batches = read_batches(plan, rank(), world_size(), done + 1, total)
+    started = time.perf_counter()
     for batch, prepared in ahead(batches, lambda batch: (batch, objective.prepare(batch))):
-        started = time.perf_counter()
         rate = learning_rate(config.optimizer, batch.step, total)
         set_learning_rate(engine.optimizer, rate)
-        if config.dropout:
-            torch.manual_seed(hash((config.seed, batch.step, rank())))
         record: Record = {"step": batch.step, "epoch": batch.epoch, "batch": batch.index, "rows": batch.rows}
-        record |= _backward(engine, objective, prepared)
-        if not math.isfinite(record["loss"]):
-            raise _diverged(f"the loss is {record['loss']}", batch, rate)
+        record |= _backward(engine, objective, prepared, plan.sources)
+        where = _name(batch, record)
+        watched.guard.check_loss(record["loss"], where, rate)
         record["grad_norm"] = _step(engine, config)
-        if not math.isfinite(record["grad_norm"]):
-            raise _diverged(f"the gradient's norm is {record['grad_norm']}", batch, rate)
+        watched.guard.check_norm(record["grad_norm"], where, rate)
+        if watched.average is not None:
+            watched.average.update()
+        # From the end of the step before, so that waiting for the plan counts; what is done with records does not.
         seconds = time.perf_counter() - started
         record |= {"lr": rate, "seconds": round(seconds, 4), "tokens_per_second": round(record["tokens"] / seconds)}
-        if "source" in batch.table.column_names and batch.table.num_rows:
-            sources = set(batch.table["source"].to_pylist())
-            record |= {"source": sources.pop()} if len(sources) == 1 else {}
+        if watched.work is not None:
+            record["mfu"] = round(watched.work.share(batch.lengths_of_ranks, seconds), 4)
         yield record
-
-
-def set_dropout(module: nn.Module, probability: float) -> None:
-    """Sets every dropout of a module, whatever its checkpoint's config says."""
-    for inner in module.modules():
-        if isinstance(inner, nn.Dropout):
-            inner.p = probability
+        started = time.perf_counter()
 
 
 def watch(records: Iterator[Record], total: int, every: float, tell: Callable[[Record], None]) -> Iterator[Record]:
@@ -110,14 +107,14 @@ def watch(records: Iterator[Record], total: int, every: float, tell: Callable[[R
     Args:
         records: Of the steps.
         total: Steps of the whole run.
-        every: Seconds between two that are told; the first and the last always are.
+        every: Seconds between two that are told; the first, the last and those with a dev score always are.
         tell: Gets the record with `total`, `elapsed` and `remaining` (both in seconds) added.
     """
     started, told, first = time.monotonic(), -math.inf, None
     for record in records:
         now = time.monotonic()
         first = first if first is not None else record["step"] - 1
-        if now - told >= every or record["step"] == total:
+        if now - told >= every or record["step"] == total or DEV in record:
             told = now
             elapsed = now - started
             left = elapsed / (record["step"] - first) * (total - record["step"])
@@ -125,22 +122,32 @@ def watch(records: Iterator[Record], total: int, every: float, tell: Callable[[R
         yield record
 
 
-def _backward(engine: Engine, objective: Objective, prepared: Any) -> Record:
-    parts = objective.parts(prepared, engine.device)
-    terms: dict[str, torch.Tensor] = {}
-    for index, part in enumerate(parts):
-        engine.set_gradient_accumulation_boundary(index == len(parts) - 1)
-        loss, own = part()
+def _backward(engine: Engine, objective: Objective, prepared: Any, sources: tuple[str, ...]) -> Record:
+    def send(loss: torch.Tensor, last: bool) -> None:
+        engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks; the objective is their sum.
         engine.backward(loss * world_size())
-        terms = {name: terms[name] + value if terms else value for name, value in own.items()}
-    tokens, padded = objective.tokens(prepared)
-    summed = all_sum([*(float(value) for value in terms.values()), tokens, padded], engine.device)
-    record: Record = dict(zip(terms, summed[:-2], strict=True))
-    return record | {"tokens": int(summed[-2]), "padding_share": round(1 - summed[-2] / max(summed[-1], 1), 4)}
+
+    terms = objective.backward(prepared, engine.device, send)
+    real, computed = objective.tokens(prepared)
+    by_source = [] if terms.by_source is None else terms.by_source.detach().double().flatten().tolist()
+    means = torch.stack([mean.detach().double() for mean in terms.means.values()]).tolist()
+    summed = all_sum([real, computed, terms.cached_bytes, *means, *by_source], engine.device)
+    return _figures(terms, summed, sources)
 
 
-def _step(engine: Engine, config: PretrainConfig | FinetuneConfig) -> float:
+def _figures(terms: Terms, summed: list[float], sources: tuple[str, ...]) -> Record:
+    (real, computed, cached), means = summed[:3], summed[3 : 3 + len(terms.means)]
+    losses = summed[3 + len(means) :]
+    record: Record = dict(zip(terms.means, means, strict=True))
+    if terms.by_source is not None:
+        rows = zip(sources, losses[::2], losses[1::2], strict=True)
+        record["loss_by_source"] = {source: loss / count for source, loss, count in rows if count}
+    record |= {"tokens": int(real), "padding_share": round(1 - real / max(computed, 1.0), 4)}
+    return record | ({"cached_bytes": int(cached)} if cached else {})
+
+
+def _step(engine: Engine, config: TrainingConfig) -> float:
     if config.execution.zero_stage:
         engine.step()
         return float(engine.get_global_grad_norm())
@@ -151,7 +158,7 @@ def _step(engine: Engine, config: PretrainConfig | FinetuneConfig) -> float:
     return norm
 
 
-def _diverged(problem: str, batch: Batch, rate: float) -> InputError:
-    where = f"step {batch.step} (epoch {batch.epoch}, batch {batch.index})"
-    remedy = f"Lower optimizer.learning_rate (it was {rate:.3g}) or look at this batch; the last checkpoint is kept"
-    return InputError(where, problem, remedy)
+def _name(batch: Batch, record: Record) -> str:
+    where = f"step {batch.step} (epoch {batch.epoch}, batch {batch.index}"
+    sources = sorted(record.get("loss_by_source", ()))
+    return where + (f", source{'s' * (len(sources) > 1)} {', '.join(sources)})" if sources else ")")

@@ -5,6 +5,8 @@ The rate has no state of its own, so a resumed run cannot be off by a step. Leav
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -17,13 +19,19 @@ def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:
     Args:
         config: Rate, warm-up and schedule.
         step: 1 … total. The first step of a warm-up of w steps has 1/w of the full rate.
-        total: Steps of the whole run; a linear decay would reach 0 at step total + 1, so every step counts.
+        total: Steps of the whole run; every decay would reach 0 at step total + 1, so that every step counts.
+
+    *Relations*: `linear` and `cosine` are transformers' schedules of the same name, shifted by that one step.
     """
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if config.schedule == "constant":
         return config.learning_rate
-    return config.learning_rate * (total + 1 - step) / (total + 1 - config.warmup_steps)
+    left = total + 1 - step
+    if config.schedule == "wsd":
+        return config.learning_rate * min(1.0, left / (config.decay_steps + 1))
+    share = left / (total + 1 - config.warmup_steps)
+    return config.learning_rate * (share if config.schedule == "linear" else (1 - math.cos(math.pi * share)) / 2)
 
 
 def new_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

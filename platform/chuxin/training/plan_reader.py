@@ -3,7 +3,11 @@
 A plan is the same for any number of workers; a step's batch follows from the step alone, so a resumed run seeks.
 Leaves out: how batches are composed (packing), what is computed from them (pretrain.py, finetune.py).
 
-Shapes: S slices of a global batch, W ranks, G row groups of a file.
+A row group holds one batch's rows, or some of them; a rank reads the row groups in which its slices lie and, of the
+others, only the columns of lengths: from these it knows how many micro-batches every rank runs, without a collective.
+Reading the lengths of all ranks takes 0.3 ms of 3.3 ms a batch of 64 rows with 8 passages, 2 ms of 7 to 31 of 1,024.
+
+Shapes: S slices of a global batch, W ranks, T rows of a batch.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chuxin.artifacts import open_parquet
@@ -42,6 +45,14 @@ class Plan(NamedTuple):
     max_token_id: int
     longest: int
     vocabulary: str
+    sources: tuple[str, ...] = ()
+    """Of all rows, sorted."""
+    without_negatives: str | None = None
+    """Names the first row that brings no negative of its own; None if each does, or for a plan of texts."""
+    max_row: str = ""
+    """Names the row that holds `max_token_id`."""
+    longest_row: str = ""
+    """Names the row that holds the text of `longest` tokens."""
 
     @property
     def batches(self) -> int:
@@ -61,6 +72,8 @@ class Batch(NamedTuple):
     """Rows of all ranks."""
     table: pa.Table
     """This rank's rows, schema PLAN_GROUPS or PLAN_TEXTS; may be empty."""
+    lengths_of_ranks: tuple[np.ndarray, ...]
+    """Tokens of every rank's texts, int64: of groups, each row's query and then its passages; in the table's order."""
 
 
 def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence[str]) -> Plan:
@@ -77,10 +90,14 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
     facts = [part["facts"] for part in partitions if "plan" in part["tables"]]
     if not sum(fact["batches"] for fact in facts):
         raise InputError(uri, "it holds no batch plan", "Give the artifact of a pack stage")
+    named = {name: max(facts, key=lambda fact: fact[name]) for name in ("max_token_id", "longest")}
     listed = [PlanFile(file, fact["batches"]) for file, fact in zip(files, facts, strict=True)]
     return Plan(
         tuple(file for file in listed if file.batches), facts[0]["slices"],
-        max(fact["max_token_id"] for fact in facts), max(fact["longest"] for fact in facts), facts[0]["vocabulary"],
+        named["max_token_id"]["max_token_id"], named["longest"]["longest"], facts[0]["vocabulary"],
+        tuple(sorted({source for fact in facts for source in fact["sources"]})),
+        next((fact["without_negatives"] for fact in facts if fact["without_negatives"]), None),
+        named["max_token_id"]["max_row"], named["longest"]["longest_row"],
     )  # fmt: skip
 
 
@@ -102,10 +119,12 @@ def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_lengt
     if plan.vocabulary != vocabulary:
         raise InputError(uri, "the plan was made with another tokenizer than the model's", repack)
     if plan.max_token_id >= vocab_size:
-        raise InputError(uri, f"token id {plan.max_token_id} is beyond the model's {vocab_size} entries", repack)
+        problem = f"token id {plan.max_token_id} is beyond the model's {vocab_size} embeddings"
+        raise InputError(_where(uri, plan.max_row), problem, repack)
     if plan.longest > max_length:
         remedy = f"Pack again with at most {max_length} tokens a text"
-        raise InputError(uri, f"a text has {plan.longest} tokens, the model takes {max_length}", remedy)
+        problem = f"the text has {plan.longest} tokens, the model takes {max_length}"
+        raise InputError(_where(uri, plan.longest_row), problem, remedy)
     if workers > plan.slices:
         remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
         raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
@@ -172,25 +191,51 @@ def token_lists(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
     return np.split(flat, np.cumsum(offsets)[:-1]) if len(offsets) else []
 
 
-def _row_groups(parquet: pq.ParquetFile) -> list[list[tuple[int, int, int]]]:
-    """For each global batch the (row group, slice, rows) of its slices, from the footer's statistics."""
-    names = parquet.schema_arrow.names
-    batch_column, slice_column = names.index("batch"), names.index("slice")
-    batches: list[list[tuple[int, int, int]]] = []
+def _where(uri: str, row: str) -> str:
+    return f"{uri}: {row}" if row else uri
+
+
+def _row_groups(parquet: pq.ParquetFile) -> list[list[int]]:
+    """The row groups of each global batch, from the footer's statistics."""
+    column = parquet.schema_arrow.names.index("batch")
+    batches: list[list[int]] = []
     for index in range(parquet.metadata.num_row_groups):
-        group = parquet.metadata.row_group(index)
-        batch = group.column(batch_column).statistics.min
-        if batch == len(batches):
+        if parquet.metadata.row_group(index).column(column).statistics.min == len(batches):
             batches.append([])
-        batches[batch].append((index, group.column(slice_column).statistics.min, group.num_rows))
+        batches[-1].append(index)
     return batches
 
 
-def _read(
-    parquet: pq.ParquetFile, groups: list[tuple[int, int, int]], rank: int, world: int, step: int, index: int
-) -> Batch:
-    own = [group for group, part, _ in groups if part % world == rank]
-    table = parquet.read_row_groups(own, use_threads=False) if own else parquet.schema_arrow.empty_table()
-    # The epoch of a rank without rows is never used, but for the record.
-    epoch = pc.max(table["epoch"]).as_py() if own else -1
-    return Batch(step, epoch, index, sum(rows for _, _, rows in groups), table)
+def _read(parquet: pq.ParquetFile, groups: list[int], rank: int, world: int, step: int, index: int) -> Batch:
+    names = parquet.schema_arrow.names
+    small = ["epoch", "slice", "lengths" if "lengths" in names else "length"]
+    if world == 1 or len(groups) == 1:
+        table = whole = parquet.read_row_groups(groups, use_threads=False)
+        rank_T = whole["slice"].to_numpy() % world
+        read_T = rank_T
+    else:
+        whole = parquet.read_row_groups(groups, columns=small, use_threads=False)
+        rank_T = whole["slice"].to_numpy() % world
+        group_T = np.repeat(groups, [parquet.metadata.row_group(group).num_rows for group in groups])
+        wanted = np.unique(group_T[rank_T == rank])
+        read_T = rank_T[np.isin(group_T, wanted)]
+        empty = parquet.schema_arrow.empty_table()
+        table = parquet.read_row_groups(wanted.tolist(), use_threads=False) if len(wanted) else empty
+    epoch = whole["epoch"][0].as_py()
+    lengths = _lengths_of_ranks(whole[small[-1]].combine_chunks(), rank_T, world)
+    return Batch(step, epoch, index, len(rank_T), _only(table, read_T == rank), lengths)
+
+
+def _only(table: pa.Table, wanted_T: np.ndarray) -> pa.Table:
+    own = np.flatnonzero(wanted_T)
+    if len(own) and own[-1] - own[0] + 1 == len(own):  # as the plan lays rows out: no copy
+        return table.slice(int(own[0]), len(own))
+    return table.filter(pa.array(wanted_T))
+
+
+def _lengths_of_ranks(lengths: pa.Array, rank_T: np.ndarray, world: int) -> tuple[np.ndarray, ...]:
+    if pa.types.is_list(lengths.type):
+        rank_T = np.repeat(rank_T, lengths.value_lengths().to_numpy())
+        lengths = lengths.flatten()
+    lengths_L = lengths.to_numpy().astype(np.int64)
+    return tuple(lengths_L[rank_T == rank] for rank in range(world))

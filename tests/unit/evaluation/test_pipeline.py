@@ -41,7 +41,7 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bm25_partition_has_a_row_a_query(benchmark: Path, tmp_path: Path) -> None:
     attempt = Attempt(str(tmp_path), "地理@BM25")
-    item = {"task": "地理", "folder": str(benchmark), "system": "BM25", "path": None}
+    item = {"task": "地理", "folder": str(benchmark), "model": "BM25", "path": None, "first": None}
     score_partition(CONFIG, attempt.key, item, attempt)
     table = pq.read_table(attempt.path("scores.parquet"))
     assert table.schema.equals(EVAL)
@@ -70,7 +70,8 @@ def test_model_partition_ranks_by_the_encoders_vectors(benchmark: Path, tmp_path
     tokenizer = train_tokenizer(TEXTS, 400, 32)
     save_model(new_model(init, len(tokenizer)), tokenizer, str(tmp_path / "model"))
     attempt = Attempt(str(tmp_path), "地理@finetuned")
-    item = {"task": "地理", "folder": str(benchmark), "system": "finetuned", "path": str(tmp_path / "model")}
+    path = str(tmp_path / "model")
+    item = {"task": "地理", "folder": str(benchmark), "model": "finetuned", "path": path, "first": None}
     score_partition(CONFIG, attempt.key, item, attempt)
 
     queries, passages = (

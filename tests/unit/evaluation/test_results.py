@@ -45,7 +45,9 @@ def test_few_queries_are_never_significant() -> None:
 
 def test_is_plain_json_and_repeats() -> None:
     once, again = (
-        collect({"t": task_results(VALUES, KINDS, 900, 200, 1)}, list(VALUES), 200, 1) for _ in range(2)
+        collect({"t": task_results(VALUES, KINDS, 900, 200, 1)}, list(VALUES), {"finetuned": "pretrained"}, 200, 1)
+        for _ in range(2)
     )
     assert json.loads(json.dumps(once)) == once == again
     assert once["systems"] == ["BM25", "pretrained", "finetuned"]
+    assert once["bases"] == {"finetuned": "pretrained"}

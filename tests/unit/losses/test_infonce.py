@@ -8,69 +8,70 @@ import torch
 from chuxin.losses.infonce import infonce, same_text
 
 
-def naive(query_BH, passage_PH, positive: list[int], t: float, excluded=None) -> list[float]:
+def naive(scores, positive: list[int], excluded=None) -> torch.Tensor:
     losses = []
-    for i, query in enumerate(query_BH):
-        total = 0.0
-        for j, passage in enumerate(passage_PH):
-            if excluded is None or not excluded[i][j] or j == positive[i]:
-                total += math.exp(float(query @ passage) / t)
-        losses.append(-math.log(math.exp(float(query @ passage_PH[positive[i]]) / t) / total))
-    return losses
+    for i, row in enumerate(scores):
+        kept = [s for j, s in enumerate(row) if excluded is None or not excluded[i][j] or j == positive[i]]
+        losses.append(torch.logsumexp(torch.stack(kept), 0) - row[positive[i]])
+    return torch.stack(losses)
 
 
 @pytest.fixture
-def vectors() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+def scores() -> tuple[torch.Tensor, list[int]]:
     # Queries with 0, 2, 1 and 0 negatives of their own.
     torch.manual_seed(0)
-    query, passage = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (4, 7))
-    return query, passage, [0, 1, 4, 6]
+    return (torch.randn(4, 7) * 5).requires_grad_(), [0, 1, 4, 6]
 
 
-def test_equals_the_loop_with_ragged_negatives(vectors) -> None:
-    query, passage, positive = vectors
-    losses = infonce(query, passage, torch.tensor(positive), 0.1)
-    torch.testing.assert_close(losses, torch.tensor(naive(query, passage, positive, 0.1)), rtol=0, atol=1e-5)
+def test_equals_the_loop_with_ragged_negatives(scores) -> None:
+    losses = infonce(scores[0], torch.tensor(scores[1]))
+    torch.testing.assert_close(losses, naive(*scores), rtol=0, atol=1e-5)
 
 
-def test_excluded_passages_do_not_count_but_the_positive_always_does(vectors) -> None:
-    query, passage, positive = vectors
+def test_excluded_passages_do_not_count_but_the_positive_always_does(scores) -> None:
     excluded = torch.rand(4, 7) < 0.5
     excluded[2, 4] = True
-    losses = infonce(query, passage, torch.tensor(positive), 0.1, excluded)
-    expected = naive(query, passage, positive, 0.1, excluded.tolist())
-    torch.testing.assert_close(losses, torch.tensor(expected), rtol=0, atol=1e-5)
+    losses, expected = infonce(scores[0], torch.tensor(scores[1]), excluded), naive(*scores, excluded.tolist())
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-5)
+    gradients = [torch.autograd.grad(side.sum(), scores[0])[0] for side in (losses, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
-def test_gradients_equal_those_of_the_loop(vectors) -> None:
-    query, passage, positive = vectors
-    query.requires_grad_()
-    passage.requires_grad_()
-    excluded = torch.eye(4, 7, dtype=torch.bool).roll(3, 1)
-    infonce(query, passage, torch.tensor(positive), 0.2, excluded).sum().backward()
-    own = query.grad.clone(), passage.grad.clone()
-    query.grad = passage.grad = None
-    total = torch.zeros(())
-    for i in range(4):
-        scores = torch.stack([query[i] @ p / 0.2 for j, p in enumerate(passage) if not excluded[i, j]
-                              or j == positive[i]])  # fmt: skip
-        total = total + torch.logsumexp(scores, 0) - query[i] @ passage[positive[i]] / 0.2
-    total.backward()
-    for ours, theirs in zip(own, (query.grad, passage.grad), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+def test_equals_flagembedding_with_in_batch_negatives_and_without(flag) -> None:
+    torch.manual_seed(1)
+    model = flag.model(unified_finetuning=False)
+    query, passage = (torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (3, 12))
+    group, positive = torch.arange(12) // 4, torch.arange(3) * 4
+    scores = query @ passage.T / model.temperature
+    _, both = model._compute_in_batch_neg_loss(query, passage, compute_score_func=model.compute_dense_score)
+    assert float(infonce(scores, positive).mean() - both) == pytest.approx(0, abs=1e-5)
+    _, own = model._compute_no_in_batch_neg_loss(query, passage, compute_score_func=model.compute_dense_score)
+    foreign = group[None, :] != torch.arange(3)[:, None]
+    assert float(infonce(scores, positive, foreign).mean() - own) == pytest.approx(0, abs=1e-5)
 
 
-def test_without_other_candidates_the_loss_is_zero(vectors) -> None:
-    query, passage, positive = vectors
+def test_without_other_candidates_the_loss_is_zero(scores) -> None:
     everything = torch.ones(4, 7, dtype=torch.bool)
-    assert infonce(query, passage, torch.tensor(positive), 0.02, everything).abs().max() == 0
+    assert infonce(scores[0], torch.tensor(scores[1]), everything).abs().max() == 0
 
 
-def test_half_precision_vectors_are_scored_in_fp32(vectors) -> None:
-    query, passage, positive = vectors
-    losses = infonce(query.bfloat16(), passage.bfloat16(), torch.tensor(positive), 0.02)
-    expected = infonce(query.bfloat16().float(), passage.bfloat16().float(), torch.tensor(positive), 0.02)
-    assert losses.dtype == torch.float32 and torch.equal(losses, expected)
+def test_half_precision_scores_are_compared_in_fp32(scores) -> None:
+    low = scores[0].detach().bfloat16()
+    losses = infonce(low, torch.tensor(scores[1]))
+    assert losses.dtype == torch.float32 and torch.equal(losses, infonce(low.float(), torch.tensor(scores[1])))
+
+
+def test_a_rank_without_queries_gets_no_losses_and_a_graph() -> None:
+    for candidates in (5, 0):
+        scores = torch.zeros(0, candidates, requires_grad=True)
+        losses = infonce(scores, torch.zeros(0, dtype=torch.int64), torch.zeros(0, candidates, dtype=torch.bool))
+        losses.sum().backward()
+        assert losses.shape == (0,) and scores.grad.shape == scores.shape
+
+
+def test_a_certain_query_has_a_loss_of_zero_and_a_hopeless_one_the_difference() -> None:
+    losses = infonce(torch.tensor([[50.0, -50.0], [0.0, 100.0]]), torch.tensor([0, 0]))
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(-100)), 100.0])
 
 
 def test_same_text_marks_copies_of_query_and_positive_only() -> None:

@@ -27,13 +27,16 @@ def read(tmp_path: Path, values: dict) -> InitConfig:
 def test_both_forms(tmp_path: Path) -> None:
     assert read(tmp_path, NEW).hidden == 32
     assert read(tmp_path, {"seed": 1, "model": "BAAI/bge-m3-retromae"}).passages is None
+    assert read(tmp_path, {"seed": 1, "model": "FacebookAI/xlm-roberta-large", "max_len": 8192}).max_len == 8192
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"model": "x/y"}, "remove `passages`"),
-        ({"layers": "null"}, "`layers`"),
+        ({"layers": "null"}, "needs `layers`"),
+        ({"max_len": "null"}, "needs `max_len`"),
+        ({"max_len": 2}, "at least 3"),
         ({"heads": 5}, "not a multiple"),
     ],
 )

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from chuxin.artifacts import Attempt
+from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer
 from chuxin.models.config import InitConfig
 from chuxin.models.pipeline import copy_model, make_model, spread
@@ -38,8 +40,20 @@ def test_a_new_model_and_its_copy(tmp_path: Path) -> None:
         == len(load_tokenizer(made.path("model")))
     )
     copied = Attempt(str(tmp_path / "copy"), "model")
-    copy_model("model", made.path("model"), copied)
+    copy_model(None, "model", made.path("model"), copied)
     assert (
         Path(copied.path("model"), "model.safetensors").read_bytes()
         == Path(made.path("model"), "model.safetensors").read_bytes()
     )
+
+
+def test_a_longer_copy(tiny_model: str, tmp_path: Path) -> None:
+    copied = Attempt(str(tmp_path / "copy"), "model")
+    copy_model(200, "model", tiny_model, copied)
+    model, tokenizer = load_model(copied.path("model")), load_tokenizer(copied.path("model"))
+    assert model.max_length == tokenizer.model_max_length == 200
+    text = "医生在北京写一篇文章" * 20
+    ids = [load_tokenizer(path)(text, verbose=False)["input_ids"] for path in (tiny_model, copied.path("model"))]
+    assert ids[0] == ids[1] and len(ids[0]) > 64
+    with pytest.raises(InputError, match="init.max_len: 63 tokens are fewer than the 64"):
+        copy_model(63, "model", tiny_model, Attempt(str(tmp_path / "short"), "model"))

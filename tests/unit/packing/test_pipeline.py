@@ -1,5 +1,7 @@
 """Both pack stages from Parquet to a closed artifact, with partitions computed in this process instead of by Ray."""
 
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from chuxin.errors import InputError
 from chuxin.ids import text_hash
 from chuxin.models.checkpoint import load_tokenizer
 from chuxin.models.vocabulary import vocabulary_fingerprint
+from chuxin.packing import pipeline
 from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
 from chuxin.packing.pipeline import pack_groups, pack_texts
 from chuxin.runner import Context
@@ -90,6 +93,54 @@ def test_every_kept_group_is_planned_once_an_epoch(folder: Path, tiny_model: str
     assert {row["source"] for row in plan} == {"a", "b"}
 
 
+def test_mixed_batches_of_a_token_budget(folder: Path, tiny_model: str) -> None:
+    changes = {"batches": "mixed", "length_edges": (14,), "tokens_per_batch": 150, "buckets": 1, "epochs": 1}
+    artifact = run(folder, pack_groups, groups_config(folder, tiny_model, **changes))
+    plan = artifact.read("plan").to_pylist()
+    batches = [[row for row in plan if row["batch"] == index] for index in range(artifact.manifest["facts"]["batches"])]
+    assert len(plan) + artifact.manifest["drops"].get("leftover", 0) == len({i for i in range(ROWS) if i % 6})
+    assert sum({row["source"] for row in batch} == {"a", "b"} for batch in batches) > len(batches) / 2
+    assert max(map(len, batches)) == 150 // (12 + 2 * 14) and min(map(len, batches)) >= 2
+
+
+@pytest.mark.parametrize("stage", ["groups", "texts"])
+def test_a_partition_that_did_not_read_every_row_once_is_named(
+    folder: Path, tiny_model: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another(files: list, bucket: int, schema: pa.Schema) -> pa.Table:
+        table = read_bucket(files, bucket, schema)
+        if bucket == 1:  # as many rows, but one of another id
+            ids = table.column(1).to_numpy().copy()
+            ids[0] += 1_000_000
+            table = table.set_column(1, schema.field(1), pa.array(ids))
+        return table
+
+    read_bucket = pipeline.read_bucket
+    monkeypatch.setattr(pipeline, "read_bucket", another)
+    texts = PackTextsConfig(f"{folder}/texts-*.parquet", tiny_model, max_len=16, tokens_per_batch=100, epochs=1,
+                            seed=1, buckets=2)  # fmt: skip
+    config = groups_config(folder, tiny_model) if stage == "groups" else texts
+    with pytest.raises(RuntimeError, match="epoch000-bucket0001: it read .* rows with id sum"):
+        run(folder, pack_groups if stage == "groups" else pack_texts, config)
+
+
+def test_an_id_that_two_groups_have_is_refused(folder: Path, tiny_model: str) -> None:
+    pq.write_table(pq.read_table(folder / "groups-1.parquet").slice(4, 1), folder / "groups-2.parquet")
+    with pytest.raises(InputError, match="query_id 9: two groups have this id"):
+        run(folder, pack_groups, groups_config(folder, tiny_model))
+
+
+def test_what_the_tokenizers_model_cannot_take_is_refused(folder: Path, tiny_model: str) -> None:
+    with pytest.raises(InputError, match="passage_max_len 65: .*the model has 64 positions"):
+        run(folder, pack_groups, groups_config(folder, tiny_model, passage_max_len=65))
+    small = folder / "small"
+    shutil.copytree(tiny_model, small)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**config, "vocab_size": 12}))
+    with pytest.raises(InputError, match=r"groups-0.parquet: query_id \d+: token id \d+ is beyond the 12 embeddings"):
+        run(folder, pack_groups, groups_config(folder, str(small)))
+
+
 def test_the_cap_is_exact_and_does_not_depend_on_the_parts(folder: Path, tiny_model: str) -> None:
     capped = {"max_groups": 21, "buckets": 1, "epochs": 1, "batch_size": 50}
     plan = run(folder, pack_groups, groups_config(folder, tiny_model, **capped))
@@ -150,7 +201,9 @@ def test_a_tokenizer_without_special_tokens_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"batch_size": 1}, "batch_size"), ({"epochs": 0}, "epochs"), ({"query_max_len": 2}, "query_max_len"),
-     ({"weights": {"a": -1.0}}, "weight")],
+     ({"weights": {"a": -1.0}}, "weight"), ({"length_edges": (9, 9)}, "length_edges"),
+     ({"length_edges": (9, 24)}, "length_edges"), ({"tokens_per_batch": 0}, "tokens_per_batch"),
+     ({"min_negatives": 2}, "min_negatives")],
 )  # fmt: skip
 def test_configs_that_make_no_sense_are_refused(changes: dict, named: str) -> None:
     with pytest.raises(ValueError, match=named):

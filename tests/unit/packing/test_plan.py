@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chuxin.packing.plan import Groups, Passages, Row, fill, plan_groups, plan_texts
+from chuxin.packing.plan import Groups, Lengths, Passages, Rows, fill, length_buckets, plan_groups
+
+
+def tokens(text: np.ndarray) -> np.ndarray:
+    """The length of each text, from 3 to 101."""
+    return (text * 7919 % 99 + 3).astype(np.int32)
 
 
 def make_groups(
@@ -20,18 +25,20 @@ def make_groups(
     for column in (1, 2):
         group = np.array([g for g, row in enumerate(rows) for _ in row[column]], np.int64)
         text = np.array([t for row in rows for t in row[column]], np.int64)
-        flat.append(Passages(group, text + 10_000, text))
+        flat.append(Passages(group, text + 10_000, text, tokens(text)))
     return Groups(
         order + 100, np.array([row[0] for row in rows]), np.array([row[3] for row in rows]),
         np.array(weights or [1.0] * len(rows))[order], *flat,
     )  # fmt: skip
 
 
-def named(groups: Groups, batches: list[list[Row]]) -> list[list[tuple]]:
+def named(groups: Groups, batches: list[Rows]) -> list[list[tuple]]:
     """Batches in terms of ids and texts instead of indices."""
     return [
-        [(int(groups.id_N[r.group]), int(groups.hash_N[r.group]), int(groups.positives.hash_P[r.positive]),
-          tuple(groups.negatives.hash_P[list(r.negatives)].tolist())) for r in batch] for batch in batches
+        [(int(groups.id_N[g]), int(groups.hash_N[g]), int(groups.positives.hash_P[p]),
+          tuple(groups.negatives.hash_P[k].tolist()))
+         for g, p, k in zip(b.group_R, b.positive_R, np.split(b.negative_K, np.cumsum(b.count_R)[:-1]), strict=True)]
+        for b in batches
     ]  # fmt: skip
 
 
@@ -105,7 +112,7 @@ def test_a_hot_text_is_spread_over_batches() -> None:
     # 10 of 100 queries share one positive: each of 10 batches can hold one of them.
     groups = make_groups([(i, [999 if i < 10 else 100 + i], [], 0) for i in range(100)])
     plan = plan_groups(groups, group_size=1, batch_size=10, seed=1, epoch=0, bucket=0)
-    assert plan.leftover == 0 and sum(map(len, plan.batches)) == 100
+    assert plan.leftover == 0 and sum(map(len, named(groups, plan.batches))) == 100
     assert max(sum(p == 999 for _, _, p, _ in batch) for batch in named(groups, plan.batches)) == 1
 
 
@@ -122,20 +129,66 @@ def test_a_group_without_usable_positive_is_refused() -> None:
         plan_groups(make_groups([(5, [5], [], 0)]), group_size=1, batch_size=2, seed=1, epoch=0, bucket=0)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(3, 50), max_size=60), st.integers(50, 120), st.integers(0, 3))
-def test_texts_are_all_packed_within_the_budget(lengths: list[int], budget: int, epoch: int) -> None:
-    length, ids = np.array(lengths, np.int64), np.arange(len(lengths))
-    batches = plan_texts(ids, np.zeros_like(ids), length, np.ones(len(ids)), tokens_per_batch=budget, seed=1,
-                         epoch=epoch, bucket=0)  # fmt: skip
-    assert sorted(np.concatenate(batches or [ids])) == ids.tolist()
-    assert all(length[batch].sum() <= budget for batch in batches)
+LENGTHS = Lengths((20, 60), (9, 5, 2))
 
 
-def test_texts_of_a_batch_have_similar_lengths() -> None:
-    length = np.random.default_rng(0).integers(4, 512, 4000)
-    ids = np.arange(len(length))
-    batches = plan_texts(ids, ids * 0, length, np.ones(len(ids)), tokens_per_batch=8192, seed=1, epoch=0, bucket=0)
-    padded = sum(len(batch) * length[batch].max() for batch in batches)
-    assert padded < 1.2 * length.sum()  # 1.9 without sorting
-    assert length[batches[0]].max() != length[batches[1]].max()
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.booleans(), st.integers(1, 4))
+def test_rules_hold_with_length_buckets_and_mixed_sources(rows: list, mixed: bool, group_size: int) -> None:
+    groups = make_groups(rows)
+    plan = plan_groups(groups, group_size=group_size, batch_size=9, seed=3, epoch=1, bucket=0, lengths=LENGTHS,
+                       mixed=mixed)  # fmt: skip
+    for batch, names in zip(plan.batches, named(groups, plan.batches), strict=True):
+        longest = max(tokens(np.array([positive, *negatives])).max() for _, _, positive, negatives in names)
+        assert 2 <= len(names) <= LENGTHS.sizes[np.searchsorted(LENGTHS.edges, longest)]
+        assert mixed or len(set(groups.source_N[batch.group_R].tolist())) == 1
+        texts = [text for _, query, positive, negatives in names for text in (query, positive, *negatives)]
+        assert len(texts) == len(set(texts))
+    used = Counter(query_id for batch in named(groups, plan.batches) for query_id, *_ in batch)
+    assert max(used.values(), default=1) == 1
+    assert len(used) + plan.leftover == len(rows)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_tails_go_to_the_next_longer_bucket_and_at_most_one_row_is_left(mixed: bool) -> None:
+    rows = [(i, [1000 + i], [5000 + i], i % 3) for i in range(601)]
+    groups = make_groups(rows)
+    plan = plan_groups(groups, group_size=2, batch_size=9, seed=3, epoch=1, bucket=0, lengths=LENGTHS, mixed=mixed)
+    own = np.maximum(tokens(groups.positives.hash_P), tokens(groups.negatives.hash_P))
+    bucket = np.searchsorted(LENGTHS.edges, own)
+    batches = [bucket[batch.group_R] for batch in plan.batches]
+    pools = 1 if mixed else 3
+    assert plan.leftover <= pools
+    # Batches of one bucket only, but for those that took a shorter one's tail.
+    tails = [batch for batch in batches if batch.min() < batch.max()]
+    assert 0 < sum(len(batch) for batch in tails) < pools * (9 + 5 + 9)
+    whole = [batch for batch in batches if batch.min() == batch.max() < 2]
+    assert all(len(batch) == LENGTHS.sizes[batch[0]] for batch in whole)
+
+
+def test_mixed_batches_hold_every_source_in_proportion_of_its_rows_and_weight() -> None:
+    # 300 and 100 rows of weights 1 and 2, and 200 of weight 1.
+    source = [0] * 300 + [1] * 100 + [2] * 200
+    groups = make_groups(
+        [(i, [1000 + i], [], s) for i, s in enumerate(source)], weights=[1.0 + (s == 1) for s in source]
+    )
+    plan = plan_groups(groups, group_size=1, batch_size=28, seed=1, epoch=0, bucket=0, mixed=True)
+    full = [np.bincount(groups.source_N[b.group_R], minlength=3) for b in plan.batches if len(b.group_R) == 28]
+    assert len(full) == 25
+    assert np.abs(np.array(full) - [12, 8, 8]).max() <= 2
+
+
+def test_the_batch_size_of_a_bucket_follows_from_the_budget() -> None:
+    # 32 + 8 x 128 tokens a row: 15 rows in 16,384; at 8,192 tokens a passage none, but two make a batch.
+    lengths = length_buckets((128, 512), 16384, 12, 32, 8192, 8)
+    assert lengths == Lengths((128, 512), (12, 3, 2))
+    assert length_buckets((), None, 12, 32, 8192, 8) == Lengths((), (12,))
+
+
+def test_sharing_by_many_keeps_every_row() -> None:
+    draw = np.random.default_rng(0)
+    rows = [(i, [1000 + i], (3000 + draw.integers(0, 40, 3)).tolist(), 0) for i in range(300)]
+    groups = make_groups(rows)
+    plan = plan_groups(groups, group_size=4, batch_size=8, seed=1, epoch=0, bucket=0)
+    used = [query_id for batch in named(groups, plan.batches) for query_id, *_ in batch]
+    assert len(set(used)) == len(used) == 300 - plan.leftover and plan.leftover < 20

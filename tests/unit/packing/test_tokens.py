@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from chuxin.errors import InputError
 from chuxin.ids import text_hash
@@ -63,9 +61,18 @@ def test_a_group_that_only_repeats_its_query_is_dropped_and_counted(tokenizer) -
     assert drops == {"query_is_positive": 1} and table["query_id"].to_pylist() == [2]
 
 
-def test_a_group_without_positive_is_refused_by_name(tokenizer) -> None:
-    with pytest.raises(InputError, match="part: query_id 7: the group has no positive"):
-        tokenised([group(7, "学生", [], [passage(1, "医生")])], tokenizer)
+def test_groups_with_too_few_negatives_are_left_out_and_counted(tokenizer) -> None:
+    positive, other, third = passage(10, "医生在上海"), passage(20, "工人"), passage(21, "记者")
+    repeated = [passage(30, "工人。"), other, passage(31, "医生在上海"), passage(32, "学生")]  # one text that counts
+    lists = ([], [other], repeated, [other, third])
+    rows = [group(i, "学生", [positive], negatives) for i, negatives in enumerate(lists)]
+    for most, kept in ((0, [0, 1, 2, 3]), (1, [1, 2, 3]), (2, [3])):
+        table, drops = tokens.tokenise_groups(
+            pa.Table.from_pylist(rows, GROUPS), tokenizer, "part", query_max_len=8, passage_max_len=12, seed=1,
+            buckets=1, min_negatives=most,
+        )  # fmt: skip
+        assert table["query_id"].to_pylist() == kept
+        assert drops == ({"few_negatives": 4 - len(kept)} if most else {})
 
 
 def test_every_bucket_is_found_again_whole_and_alone(tokenizer, tmp_path: Path) -> None:
@@ -86,7 +93,7 @@ def test_long_texts_are_cut_into_pieces_that_join_to_the_whole(tokenizer) -> Non
     texts = ["老师在北京学习做菜" * 9, "医生", "", "学生在成都参观博物馆，傍晚才回来。" * 3]
     rows = [{"passage_id": i, "text": text, "source": "s", "status": "keep"} for i, text in enumerate(texts)]
     table, drops = tokens.tokenise_texts(
-        pa.Table.from_pylist(rows, PASSAGES), tokenizer, max_len=10, seed=1, buckets=1
+        pa.Table.from_pylist(rows, PASSAGES), tokenizer, "part", max_len=10, seed=1, buckets=1
     )
     assert drops == {"no_tokens": 1}
     joined: dict[int, list[int]] = {}
@@ -100,12 +107,26 @@ def test_long_texts_are_cut_into_pieces_that_join_to_the_whole(tokenizer) -> Non
     assert joined == whole
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(), max_size=50), st.integers(1, 12))
-def test_pieces_are_few_and_even(ids: list[int], most: int) -> None:
-    pieces = tokens.cut_evenly(ids, most)
-    assert [i for piece in pieces for i in piece] == ids and len(pieces) == -(-len(ids) // most)
-    assert not pieces or max(map(len, pieces)) - min(map(len, pieces)) <= 1
+def test_pieces_end_at_sentence_ends(tokenizer) -> None:
+    text = "学生在成都参观博物馆，傍晚才回来。医生在上海！\n" * 6
+    rows = [{"passage_id": 5, "text": text, "source": "s", "status": "keep"}]
+    table, _ = tokens.tokenise_texts(
+        pa.Table.from_pylist(rows, PASSAGES), tokenizer, "part", max_len=40, seed=1, buckets=1
+    )
+    pieces = [tokenizer.decode(ids[1:-1]).strip() for ids in table["token_ids"].to_pylist()]
+    assert len(pieces) > 2 and all(piece.endswith(("。", "！", "!")) for piece in pieces)
+
+
+def test_portions_change_nothing(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"老师{i}在北京学习。" * (i % 5) for i in range(40)]
+    rows = [{"passage_id": i, "text": text, "source": "s", "status": "keep"} for i, text in enumerate(texts)]
+    chunk = pa.Table.from_pylist(rows, PASSAGES)
+    whole = tokens.tokenise_texts(chunk, tokenizer, "part", max_len=12, seed=1, buckets=3)
+    passages = tokens.tokenise(tokenizer, chunk["text"].to_pylist(), 12)
+    monkeypatch.setattr(tokens, "PORTION", 25)
+    again = tokens.tokenise_texts(chunk, tokenizer, "part", max_len=12, seed=1, buckets=3)
+    assert again[0].equals(whole[0]) and again[1] == whole[1] == {"no_tokens": 8}
+    assert tokens.tokenise(tokenizer, chunk["text"].to_pylist(), 12).equals(passages)
 
 
 def test_only_kept_rows_within_the_limit_are_read(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """The plan's layout: row groups by batch and slice, rows round robin, figures as counted by hand."""
 
+import numpy as np
 import pyarrow as pa
+import pytest
 
-from chuxin.packing.plan import plan_groups, plan_texts
+from chuxin.packing import write
+from chuxin.packing.plan import plan_groups
+from chuxin.packing.plan_texts import plan_texts
 from chuxin.packing.tokens import TOKEN_GROUPS, TOKEN_TEXTS, as_groups
-from chuxin.packing.write import Figures, group_slices, text_slices
+from chuxin.packing.write import Figures, group_slices, reversed_bits, text_slices
 from chuxin.schema import PLAN_GROUPS, PLAN_TEXTS
 
 
@@ -26,11 +30,10 @@ def test_group_row_groups_are_batches_cut_into_slices() -> None:
     groups = as_groups(table, {})
     plan = plan_groups(groups, group_size=3, batch_size=10, seed=1, epoch=4, bucket=0)
     figures = Figures()
-    parts = list(figures.watch(group_slices(table, groups, plan.batches, 4, 4)))
+    parts = list(figures.watch(group_slices(table, plan.batches, 4, 4)))
     own = {row["query_id"]: row for row in table.to_pylist()}
     assert all(part.schema.equals(PLAN_GROUPS) for part in parts)
-    places = [(p["batch"][0].as_py(), p["slice"][0].as_py()) for p in parts]
-    assert places == sorted(places) and len(set(places)) == len(places)
+    assert [part["batch"][0].as_py() for part in parts] == list(range(len(plan.batches)))
     seen: dict[int, list[tuple[int, dict]]] = {}
     for part in parts:
         for row in part.to_pylist():
@@ -38,12 +41,14 @@ def test_group_row_groups_are_batches_cut_into_slices() -> None:
             seen.setdefault(row["batch"], []).append((row["row"], row))
     for index, batch in enumerate(plan.batches):
         rows = [row for _, row in sorted(seen[index], key=lambda pair: pair[0])]
-        assert [row["query_id"] for row in rows] == [int(groups.id_N[r.group]) for r in batch]
-        for row, planned in zip(rows, batch, strict=True):
+        assert [row["query_id"] for row in rows] == groups.id_N[batch.group_R].tolist()
+        negative = np.split(batch.negative_K, np.cumsum(batch.count_R)[:-1])
+        for row, planned in zip(rows, negative, strict=True):
             source = own[row["query_id"]]
             assert row["query_ids"] == source["query_ids"] and row["query_hash"] == source["query_hash"]
+            assert row["lengths"] == [len(row["query_ids"]), *(len(p["token_ids"]) for p in row["passages"])]
             assert row["passages"][0] == source["positives"][0]
-            negatives = groups.negatives.id_P[list(planned.negatives)].tolist()
+            negatives = groups.negatives.id_P[planned].tolist()
             assert [p["passage_id"] for p in row["passages"][1:]] == negatives
             assert all(p in source["negatives"] for p in row["passages"][1:])
     rows = [row for batch in seen.values() for _, row in batch]
@@ -51,16 +56,40 @@ def test_group_row_groups_are_batches_cut_into_slices() -> None:
     facts = figures.facts(len(plan.batches))
     assert facts["rows"] == 150 - plan.leftover and facts["tokens"] == sum(lengths)
     assert facts["longest"] == max(lengths) and facts["max_token_id"] == 149
+    assert facts["max_row"] == "query_id 149" and facts["sources"] == ["a", "b"]
+    assert facts["without_negatives"] in {f"query_id {row['query_id']}" for row in rows if len(row["passages"]) == 1}
+    named = next(row for row in rows if facts["longest_row"].startswith(f"query_id {row['query_id']}, "))
+    passage_id = int(facts["longest_row"].split()[-1])
+    assert [len(p["token_ids"]) for p in named["passages"] if p["passage_id"] == passage_id] == [facts["longest"]]
     assert sum(figures.histograms["query_tokens"]) == len(rows)
     assert 0 < facts["padding_share"] < 0.6
 
 
-def test_a_batch_of_fewer_rows_than_slices_has_no_empty_row_group() -> None:
-    table = token_groups(6)
+@pytest.mark.parametrize("tokens", [1, 60, 10**6])
+def test_row_groups_hold_whole_slices_of_one_batch_until_they_have_their_tokens(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    monkeypatch.setattr(write, "ROW_GROUP_TOKENS", tokens)
+    table = token_groups(150)
     groups = as_groups(table, {})
-    plan = plan_groups(groups, group_size=1, batch_size=3, seed=1, epoch=0, bucket=0)
-    parts = list(group_slices(table, groups, plan.batches, 0, 8))
-    assert [len(part) for part in parts] == [1] * 6
+    plan = plan_groups(groups, group_size=3, batch_size=21, seed=1, epoch=4, bucket=0)
+    parts = list(group_slices(table, plan.batches, 4, 8))
+    owner: dict[tuple[int, int], int] = {}
+    for index, part in enumerate(parts):
+        places = list(zip(part["batch"].to_pylist(), part["slice"].to_pylist(), strict=True))
+        assert len({batch for batch, _ in places}) == 1
+        assert all(owner.setdefault(place, index) == index for place in places)
+        counts = np.add.accumulate([sum(lengths) for lengths in part["lengths"].to_pylist()])
+        first_of_last_slice = next(i for i, place in enumerate(places) if place == places[-1])
+        assert first_of_last_slice == 0 or counts[first_of_last_slice - 1] < tokens
+    assert len(parts) == (len(owner) if tokens == 1 else len(plan.batches)) or tokens == 60
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
+def test_slices_of_a_rank_stand_together(world: int) -> None:
+    order = np.argsort(reversed_bits(np.arange(64)))
+    changes = np.count_nonzero(np.diff(order % world))
+    assert changes == world - 1
 
 
 def test_text_row_groups() -> None:
@@ -76,11 +105,12 @@ def test_text_row_groups() -> None:
     for row in planned.to_pylist():
         assert row["passage_id"] == rows[batches[row["batch"]][row["row"]]]["passage_id"]
         assert row["token_ids"] == rows[row["passage_id"]]["token_ids"] and row["slice"] == row["row"] % 3
+        assert row["length"] == len(row["token_ids"])
     assert figures.facts(len(batches))["tokens"] == lengths.sum()
 
 
 def test_an_empty_plan_has_no_row_groups() -> None:
     table = TOKEN_GROUPS.empty_table()
     figures = Figures()
-    assert list(figures.watch(group_slices(table, as_groups(table, {}), [], 0, 4))) == []
+    assert list(figures.watch(group_slices(table, [], 0, 4))) == []
     assert figures.facts(0)["rows"] == 0

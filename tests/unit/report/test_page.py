@@ -3,10 +3,11 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 
 import pytest
 
-from chuxin.report.page import funnel, render, scalar_facts, system_classes
+from chuxin.report.page import curves, funnel, render, scalar_facts, system_classes
 from chuxin.report.summary import Contamination, StageRow, Summary
 
 VOID = {"meta", "hr", "br", "link", "img", "input"}
@@ -54,21 +55,23 @@ def scores(mean: float) -> dict:
 
 
 def results() -> dict:
-    systems = {"BM25": 0.447, "pretrained": 0.2, "finetuned": 0.681}
+    systems = {"BM25": 0.447, "pretrained": 0.2, "finetuned": 0.681, "finetuned-hybrid": 0.702}
     gains = [
-        {"system": "finetuned", "baseline": name, "ndcg_at_10": {"mean": 0.681 - systems[name], "low": low,
-         "high": 0.5, "significant": low > 0}}
-        for name, low in (("BM25", 0.2), ("pretrained", -0.1))
+        {"system": later, "baseline": earlier, "ndcg_at_10": {"mean": systems[later] - systems[earlier],
+         "low": -0.1 if earlier == "pretrained" else 0.2, "high": 0.5, "significant": earlier != "pretrained"}}
+        for earlier, later in combinations(systems, 2)
     ]  # fmt: skip
     part = {"n": 600, "scores": {name: scores(mean) for name, mean in systems.items()}, "differences": gains}
     entry = {"queries": 600, "corpus": 2100, "slices": {"all": part, "paraphrase": part}}
     return {
         "systems": list(systems),
+        "bases": {"finetuned-hybrid": "finetuned"},
         "bootstrap": {"samples": 10_000, "seed": 7, "level": 0.95, "min_queries": 20},
         "tasks": {"城市": entry},
     }
 
 
+LOSSES = [(i, 5 - i / 100) for i in range(1, 301)]
 STAGES = (
     StageRow("ingest", 9.8, 1000, 990, {"not_json": 10}, "skipped", "f" * 32),
     StageRow("curate", 75.0, 990, 600, {"too_short": 90, "leaked <b>": 300}, "ran", "0123456789abcdef",
@@ -81,7 +84,12 @@ SUMMARY = Summary(
     machine="2 cores",
     versions={"torch": "2.13.0"},
     stages=STAGES,
-    losses={"finetune": [(i, 5 - i / 100) for i in range(1, 301)]},
+    losses={
+        "finetune": {"loss": LOSSES},
+        "refine": {
+            "loss": LOSSES, "dense_loss": LOSSES, "sparse_self_loss": LOSSES[200:], "dev_ndcg_at_10": LOSSES[:1],
+        },
+    },
     contamination=(Contamination("training queries equal to a benchmark query", 41, 40),),
     evaluation=results(),
     config_yaml="name: 小样\n",
@@ -92,10 +100,11 @@ def test_everything_is_on_the_page() -> None:
     text = parse(render(SUMMARY)).text
     for part in (
         "小样 & <script>", "2025-01-31 14:02", "torch 2.13.0", "2 min 15 s in 2 of 3 stages",
-        "城市", "68.1", "+23.4", "+20.0 to +50.0", "2,100 passages", "paraphrase · 600 queries",
+        "城市", "68.1", "+23.4", "+20.0 to +50.0", "2,100 passages",
+        "paraphrase · 600 queries",
         "training queries equal to a benchmark query 41 40", "−300", "30.3 %", "leaked <b>",
         "in 300 steps", "passage_characters", "0123456789ab", "1,234", "10,000 resamples",
-        "name: 小样",
+        "name: 小样", "+2.1 finetuned-hybrid over finetuned",
     ):  # fmt: skip
         assert part in text, part
     assert "nested" not in text
@@ -121,7 +130,7 @@ def test_has_both_colour_schemes_and_a_phone_layout() -> None:
 def test_gains_that_are_not_significant_are_grey() -> None:
     tiles = render(SUMMARY).split('class="tile"')[1].split("</table>")[0]
     rows = re.findall(r'<tr class="(\w*)">', tiles)
-    assert rows == ["", "unsure"]
+    assert rows == ["", "unsure", ""]  # over BM25, over pretrained; finetuned-hybrid over finetuned
 
 
 @pytest.mark.parametrize(
@@ -129,7 +138,7 @@ def test_gains_that_are_not_significant_are_grey() -> None:
     [
         {"evaluation": {}, "losses": {}, "contamination": (), "config_yaml": ""},
         {"stages": ()},
-        {"losses": {"finetune": []}},
+        {"losses": {"finetune": {"loss": []}}},
     ],
 )
 def test_a_run_that_stopped_early_has_a_page(change: dict) -> None:
@@ -138,10 +147,30 @@ def test_a_run_that_stopped_early_has_a_page(change: dict) -> None:
 
 def test_a_single_system_has_no_gains() -> None:
     evaluation = results()
-    evaluation["systems"] = ["BM25"]
+    evaluation["systems"], evaluation["bases"] = ["BM25"], {}
     for part in evaluation["tasks"]["城市"]["slices"].values():
         part["scores"], part["differences"] = {"BM25": scores(0.4)}, []
     assert "gain in" not in parse(render(dataclasses.replace(SUMMARY, evaluation=evaluation))).text
+
+
+def test_every_system_has_a_row_with_what_it_has_to_beat() -> None:
+    table = render(SUMMARY).split("Scores in numbers")[1].split("</table>")[0]
+    rows = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", row)).strip() for row in table.split("</tr>")[1:-1]]
+    assert rows[:4] == [
+        "城市 all 600 BM25 44.7 44.7",
+        "pretrained 20.0 20.0 −24.7 +20.0 to +50.0",
+        "finetuned 68.1 68.1 +23.4 +20.0 to +50.0 +48.1 −10.0 to +50.0 pretrained",
+        "finetuned-hybrid 70.2 70.2 +25.5 +20.0 to +50.0 +2.1 +20.0 to +50.0 finetuned",
+    ]
+    assert rows[4].startswith("paraphrase 600 BM25") and len(rows) == 8
+
+
+def test_a_training_shows_its_terms_where_it_has_several() -> None:
+    assert [name for name, _ in curves({"loss": LOSSES, "dense_loss": LOSSES})] == ["loss"]
+    assert [name for name, _ in curves(SUMMARY.losses["refine"])] == list(SUMMARY.losses["refine"])
+    page = parse(render(SUMMARY))
+    assert "sparse self loss 2.98 → 2.01" in page.text  # of the running mean
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
 def test_funnel_bars_add_up_and_share_a_scale() -> None:
@@ -162,8 +191,9 @@ def test_funnel_of_documents_split_into_passages() -> None:
 
 
 def test_looks_and_facts() -> None:
-    assert system_classes(["BM25", "a", "b"]) == {"BM25": "base", "a": "mid", "b": "lead"}
-    assert system_classes([]) == {}
+    found = system_classes({"systems": ["BM25", "a", "b", "b-sparse"], "bases": {"b-sparse": "b"}})
+    assert found == {"BM25": "base", "a": "mid", "b": "lead", "b-sparse": "mid"}
+    assert system_classes({}) == {}
     facts = {
         "n": 12345,
         "rate": 0.12346,

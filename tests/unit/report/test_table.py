@@ -38,11 +38,23 @@ def test_scores_and_gains() -> None:
     def score(mean: float) -> dict:
         return {"ndcg_at_10": numbers(mean), "recall_at_100": numbers(mean + 0.1)}
 
-    gain = {"system": "new", "baseline": "BM25", "ndcg_at_10": numbers(-0.005, significant=False)}
-    part = {"n": 30, "scores": {"BM25": score(0.5), "new": score(0.495)}, "differences": [gain]}
-    results = {"systems": ["BM25", "new"], "tasks": {"城市": {"slices": {"all": part}}}}
+    pairs = [("new", "BM25", -0.005), ("new-hybrid", "BM25", 0.1), ("new-hybrid", "new", 0.105)]
+    gains = [
+        {"system": system, "baseline": baseline, "ndcg_at_10": numbers(mean, significant=mean > 0)}
+        for system, baseline, mean in pairs
+    ]
+    scored = {"BM25": score(0.5), "new": score(0.495), "new-hybrid": score(0.6)}
+    part = {"n": 30, "scores": scored, "differences": gains}
+    results = {
+        "systems": list(scored), "bases": {"new-hybrid": "new"},
+        "tasks": {"城市": {"slices": {"all": part, "keyword": part}}},
+    }  # fmt: skip
     table = text_table(Summary("t", "", "", {}, STAGES, evaluation=results))
     scores, gains = (block.splitlines() for block in table.split("\n\n")[1:])
     assert scores[1].split() == ["城市", "all", "30", "BM25", "50.0", "49.0", "to", "51.0", "60.0"]
     assert scores[2].split() == ["new", "49.5", "48.5", "to", "50.5", "59.5"]
-    assert gains[1].split() == "城市 all new − BM25 -0.5 -1.5 to +0.5 not significant".split()
+    assert [line.split() for line in gains[1:]] == [
+        "城市 all new − BM25 -0.5 -1.5 to +0.5 not significant".split(),
+        "new-hybrid − new +10.5 +9.5 to +11.5".split(),
+        "keyword new − BM25 -0.5 -1.5 to +0.5 not significant".split(),
+    ]

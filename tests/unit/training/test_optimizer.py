@@ -1,5 +1,7 @@
 """The learning rate by step, and which parameters decay."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,29 @@ def test_constant_and_no_warm_up() -> None:
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant")
     assert [learning_rate(config, step, 3) for step in (1, 2, 3)] == [0.5] * 3
     assert learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=0), 1, 4) == pytest.approx(0.8)
+
+
+def test_cosine_is_half_a_wave_and_every_step_counts() -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=2, schedule="cosine")
+    rates = [learning_rate(config, step, 10) for step in range(1, 11)]
+    # transformers' get_cosine_schedule_with_warmup, whose rate would be 0 at step 11.
+    wave = [2.0 * 0.5 * (1 + math.cos(math.pi * (step - 2) / 9)) for step in range(3, 11)]
+    assert rates == pytest.approx([1.0, 2.0, *wave]) and rates[-1] > 0
+
+
+def test_wsd_is_stable_until_the_last_steps() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, schedule="wsd", decay_steps=3)
+    rates = [learning_rate(config, step, 8) for step in range(1, 9)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_rate_follows_from_the_step_alone() -> None:
+    for schedule, decay in (("linear", 0), ("cosine", 0), ("wsd", 4), ("constant", 0)):
+        config = OptimizerConfig(1e-4, 3, schedule, decay)
+        rates = [learning_rate(config, step, 20) for step in range(1, 21)]
+        assert rates[10:] == [learning_rate(config, step, 20) for step in range(11, 21)]
+        assert max(rates) == pytest.approx(1e-4) and min(rates) > 0
+        assert all(after <= before for before, after in zip(rates[2:], rates[3:], strict=False))
 
 
 def test_a_warm_up_longer_than_the_run_never_reaches_the_full_rate() -> None:

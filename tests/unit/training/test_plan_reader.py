@@ -15,29 +15,43 @@ from chuxin.training.plan_reader import Plan, PlanFile, ahead, check_fits, open_
 SLICES, SIZES = 4, ([9, 3, 8], [], [2, 7])
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+@pytest.fixture(params=[[[0], [1], [2], [3]], [[0, 2], [1, 3]], [[0, 2, 1, 3]]], ids=["four", "two", "one"])
+def plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
+    """A plan of texts whose batches are four, two or one row groups of the slices given."""
     files = []
     for number, sizes in enumerate(SIZES):
         path = tmp_path / f"{number}.parquet"
         with pq.ParquetWriter(path, PLAN_TEXTS) as writer:
             for batch, size in enumerate(sizes):
-                for part in range(min(size, SLICES)):
-                    place = {"epoch": number, "batch": batch, "slice": part, "offset": 0, "source": "s"}
-                    rows = [{**place, "row": row, "passage_id": 100 * batch + row, "token_ids": [0, row, 2][: row + 1]}
-                            for row in range(part, size, SLICES)]  # fmt: skip
-                    writer.write_table(pa.Table.from_pylist(rows, PLAN_TEXTS))
+                for parts in request.param:
+                    rows = [
+                        {"epoch": number, "batch": batch, "slice": part, "row": row, "offset": 0, "source": "s",
+                         "passage_id": 100 * batch + row, "token_ids": [0, row, 2][: row + 1],
+                         "length": min(row + 1, 3)} for part in parts for row in range(part, size, SLICES)
+                    ]  # fmt: skip
+                    if rows:
+                        writer.write_table(pa.Table.from_pylist(rows, PLAN_TEXTS))
         files.append(str(path))
-    partitions = [{"tables": {"plan": {}}, "facts": facts(len(sizes))} for sizes in SIZES]
+    partitions = [{"tables": {"plan": {}}, "facts": facts(len(sizes), number)} for number, sizes in enumerate(SIZES)]
     return open_plan("here", [{"tables": {"tokens": {}}, "facts": {}}, *partitions], files)
 
 
-def facts(batches: int) -> dict:
-    return {"batches": batches, "slices": SLICES, "max_token_id": 9, "longest": 3, "vocabulary": "v"}
+def facts(batches: int, number: int = 0) -> dict:
+    return {
+        "batches": batches, "slices": SLICES, "max_token_id": 9 + number, "max_row": f"query_id {number}",
+        "longest": 3 - number, "longest_row": f"query_id 7{number}", "vocabulary": "v", "sources": ["s", f"s{number}"],
+        "without_negatives": "query_id 5" if number == 1 else None,
+    }  # fmt: skip
 
 
 def test_the_number_of_batches_comes_from_the_manifests(plan: Plan) -> None:
     assert plan.batches == 5 and [file.batches for file in plan.files] == [3, 2]
+
+
+def test_what_training_needs_to_know_of_all_rows_comes_from_the_manifests(plan: Plan) -> None:
+    assert plan.sources == ("s", "s0", "s1", "s2") and plan.without_negatives == "query_id 5"
+    assert (plan.max_token_id, plan.max_row) == (11, "query_id 2")
+    assert (plan.longest, plan.longest_row) == (3, "query_id 70")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -48,6 +62,10 @@ def test_ranks_partition_every_batch(plan: Plan, world: int) -> None:
         assert [batch.step for batch in own] == [step] * world and {batch.rows for batch in own} == {size}
         rows = [row for batch in own for row in batch.table["row"].to_pylist()]
         assert sorted(rows) == list(range(size))
+        for batch in own:
+            assert [lengths.tolist() for lengths in batch.lengths_of_ranks] == [
+                [len(ids) for ids in of_rank.table["token_ids"].to_pylist()] for of_rank in own
+            ]
     assert [(batch.epoch, batch.index) for batch in shares[0]] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
 
 
@@ -75,12 +93,14 @@ def test_an_artifact_without_a_plan_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"vocabulary": "w"}, "another tokenizer"), ({"vocab_size": 9}, "token id 9 is beyond the model's 9 entries"),
-        ({"max_length": 2}, "a text has 3 tokens"), ({"workers": 5}, "5 workers cannot share 4 slices"),
+        ({"vocabulary": "w"}, "another tokenizer"),
+        ({"vocab_size": 9}, "here: query_id 7: token id 9 is beyond the model's 9 emb"),
+        ({"max_length": 2}, "here: query_id 8: the text has 3 tokens"),
+        ({"workers": 5}, "5 workers cannot share 4 slices"),
     ],
 )  # fmt: skip
 def test_a_plan_that_does_not_fit_the_model_is_refused(change: dict, problem: str) -> None:
-    plan = Plan((PlanFile("f", 1),), SLICES, 9, 3, "v")
+    plan = Plan((PlanFile("f", 1),), SLICES, 9, 3, "v", max_row="query_id 7", longest_row="query_id 8")
     fitting = {"vocabulary": "v", "vocab_size": 10, "max_length": 3, "workers": 4}
     check_fits(plan, "here", **fitting)
     with pytest.raises(InputError, match=problem):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chuxin.evaluation.metrics import score
+from chuxin.search.metrics import score
 
 CORPUS = [f"p{i}" for i in range(150)]
 

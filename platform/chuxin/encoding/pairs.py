@@ -1,0 +1,72 @@
+"""Scores of query-passage pairs by a cross-encoder: sorted by length, packed under a token budget, in their order.
+
+Leaves out: which pairs are scored (a reranker takes the first results of another search), several devices.
+
+Shapes: N pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from chuxin.encoding.engine import length_batches
+from chuxin.errors import InputError
+from chuxin.models.checkpoint import load_tokenizer
+from chuxin.models.packed import pack
+from chuxin.models.reranker import CrossEncoder, load_reranker, pair_ids
+
+
+@torch.inference_mode()
+def score_pairs(
+    model: CrossEncoder, pairs: Sequence[np.ndarray], batch_tokens: int, device: str | torch.device = "cpu"
+) -> np.ndarray:
+    """Returns the scores float32 [N] of token sequences as `pair_ids` makes them, in passes of `batch_tokens`."""
+    scores_N = np.empty(len(pairs), np.float32)
+    for batch in length_batches([len(pair) for pair in pairs], batch_tokens):
+        scores_N[batch] = model(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
+    return scores_N
+
+
+class PairScorer:
+    """A reranker ready to score texts.
+
+    Args:
+        path: Model directory, URI or hub name.
+        query_max_len: Tokens of a query, special ones included; longer queries are cut at the end.
+        passage_max_len: Likewise of a passage. A pair has as many tokens as both together.
+        batch_tokens: Tokens of a forward pass.
+        dtype: Of weights and computation: float32 or bfloat16.
+        device: "cpu", "cuda", …
+
+    Raises:
+        InputError: There is no such reranker, or its pairs cannot be so long.
+    """
+
+    def __init__(
+        self, path: str, query_max_len: int, passage_max_len: int, batch_tokens: int, dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.tokenizer = load_tokenizer(path)
+        self.model = load_reranker(path, dtype=getattr(torch, dtype), device=device)
+        self.query_max_len, self.passage_max_len = query_max_len, passage_max_len
+        self.batch_tokens, self.device = batch_tokens, device
+        if query_max_len + passage_max_len > self.model.max_length:
+            problem = f"a pair takes up to {self.model.max_length} tokens, not {query_max_len} + {passage_max_len}"
+            raise InputError(path, problem, "Lower query_max_len or passage_max_len")
+
+    def score(self, queries: Sequence[str], passages: Sequence[str], index_N2: np.ndarray) -> np.ndarray:
+        """Returns the scores float32 [N] of pairs (index of the query, index of the passage)."""
+        query_ids = self._tokenise(queries, index_N2[:, 0], self.query_max_len)
+        passage_ids = self._tokenise(passages, index_N2[:, 1], self.passage_max_len)
+        pairs = [pair_ids(query_ids[query], passage_ids[passage]) for query, passage in index_N2.tolist()]
+        return score_pairs(self.model, pairs, self.batch_tokens, self.device)
+
+    def _tokenise(self, texts: Sequence[str], index_N: np.ndarray, limit: int) -> dict[int, list[int]]:
+        used = np.unique(index_N).tolist()
+        if not used:
+            return {}
+        made = self.tokenizer([texts[i] for i in used], truncation=True, max_length=limit, verbose=False)["input_ids"]
+        return dict(zip(used, made, strict=True))

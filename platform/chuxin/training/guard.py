@@ -1,0 +1,62 @@
+"""Stops a training whose loss or gradient is no number, or whose loss explodes, before the weights change.
+
+Leaves out: what is done about it (the user lowers the rate or looks at the batch; the last checkpoint is kept).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterable
+
+from chuxin.errors import InputError
+
+WINDOW = 50
+"""Losses whose median the next one is compared with; nothing is compared before there are so many."""
+
+
+class Guard:
+    """Looks at each step's loss and gradient norm.
+
+    Args:
+        max_ratio: Highest loss, in medians of the last 50.
+        recent: The last losses of an earlier part of this run.
+    """
+
+    def __init__(self, max_ratio: float, recent: Iterable[float] = ()) -> None:
+        self.max_ratio = max_ratio
+        self.recent = deque(recent, WINDOW)
+
+    def check_loss(self, loss: float, where: str, rate: float) -> None:
+        """Checks a step's loss and remembers it.
+
+        Args:
+            loss: Of the global batch.
+            where: Names step, epoch, batch and source.
+            rate: The learning rate.
+
+        Raises:
+            InputError: It is no number, or exploded.
+        """
+        if not math.isfinite(loss):
+            raise _stopped(where, f"the loss is {loss}", rate)
+        if len(self.recent) == WINDOW and loss > self.max_ratio * statistics.median(self.recent):
+            median = statistics.median(self.recent)
+            problem = f"the loss is {loss:.4g}, {loss / median:.1f} times the median of the {WINDOW} before it"
+            raise _stopped(where, problem, rate, ", or raise max_loss_ratio")
+        self.recent.append(loss)
+
+    def check_norm(self, norm: float, where: str, rate: float) -> None:
+        """Checks a step's gradient norm.
+
+        Raises:
+            InputError: It is no number.
+        """
+        if not math.isfinite(norm):
+            raise _stopped(where, f"the gradient's norm is {norm}", rate)
+
+
+def _stopped(where: str, problem: str, rate: float, choice: str = "") -> InputError:
+    look = f"Lower optimizer.learning_rate (it was {rate:.3g}) or look at this batch"
+    return InputError(where, problem, f"{look}{choice}; the last checkpoint is kept")

@@ -1,0 +1,46 @@
+"""Scores of pairs: any budget gives the same, in the order of the pairs; lengths are checked."""
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from chuxin.encoding.pairs import PairScorer
+from chuxin.errors import InputError
+from chuxin.models.checkpoint import load_tokenizer
+from chuxin.models.reranker import load_reranker, save_reranker
+
+QUERIES = ["谁在北京学习做菜", "note"]
+PASSAGES = ["老师在北京学习做菜,傍晚才回来。", "上海", "医生在广州参观博物馆,第二天才回来。", "没有用到"]
+INDEX = np.array([[0, 2], [1, 0], [0, 0], [0, 1], [1, 1]])
+
+
+@pytest.fixture(scope="module")
+def reranker(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    saved = str(tmp_path_factory.mktemp("reranker") / "saved")
+    save_reranker(load_reranker(tiny_model, seed=5), load_tokenizer(tiny_model), saved)
+    return saved
+
+
+def test_scores_are_those_of_transformers(reranker: str) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(reranker).eval()
+    tokenizer = AutoTokenizer.from_pretrained(reranker)
+    expected = [
+        theirs(**tokenizer(QUERIES[q], PASSAGES[p], return_tensors="pt")).logits.item() for q, p in INDEX.tolist()
+    ]
+    for budget in (1, 40, 1000):
+        scores = PairScorer(reranker, 24, 40, budget).score(QUERIES, PASSAGES, INDEX)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert PairScorer(reranker, 24, 40, 9).score(QUERIES, PASSAGES, INDEX[:0]).shape == (0,)
+
+
+def test_each_side_is_cut_at_its_own_length(reranker: str) -> None:
+    long = PairScorer(reranker, 8, 12, 100)
+    tokenizer = load_tokenizer(reranker)
+    cut = [tokenizer.decode(tokenizer(PASSAGES[2])["input_ids"][1:11])]
+    both = long.score(QUERIES, [PASSAGES[2], *cut], np.array([[1, 0], [1, 1]]))
+    assert both[0] == pytest.approx(both[1], abs=1e-6)
+
+
+def test_pairs_longer_than_the_model_are_refused(reranker: str) -> None:
+    with pytest.raises(InputError, match=r"a pair takes up to 64 tokens, not 32 \+ 40"):
+        PairScorer(reranker, 32, 40, 100)

@@ -1,0 +1,79 @@
+"""What each config trains, freezes, needs and exports."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from chuxin.errors import InputError
+from chuxin.models.checkpoint import load_model, load_tokenizer
+from chuxin.models.packed import pack
+from chuxin.models.reranker import CrossEncoder, load_reranker
+from chuxin.models.retromae import RetroMAE
+from chuxin.models.vocabulary import vocabulary_fingerprint
+from chuxin.training.assembly import EXTRA_FILE, Assembly, assemble, export, new_objective, scored_output
+from chuxin.training.config import FinetuneConfig, OptimizerConfig, PretrainConfig, RerankerConfig, TrainExecution
+from chuxin.training.finetune import Contrastive
+from chuxin.training.plan_reader import Plan
+from chuxin.training.pretrain import Rebuild
+from chuxin.training.rerank import Listwise
+from chuxin.training.shards import trained
+
+CPU = torch.device("cpu")
+START = {"plan": "p", "model": "m", "optimizer": OptimizerConfig(1e-3, 1), "seed": 1, "dtype": "fp32"}
+CHECKPOINTING = TrainExecution(activation_checkpointing=True)
+
+
+def plan_of(path: str, without_negatives: str | None = None) -> Plan:
+    return Plan((), 4, 20, 30, vocabulary_fingerprint(load_tokenizer(path)), ("a",), without_negatives)
+
+
+def made(path: str, config: object) -> Assembly:
+    return assemble(config, path, plan_of(path), "plan", None, CPU)
+
+
+def test_pretraining_wraps_the_model_and_goes_on_from_its_export(tiny_model: str, tmp_path: Path) -> None:
+    config = PretrainConfig(**START, execution=CHECKPOINTING)
+    assembly = made(tiny_model, config)
+    assert isinstance(assembly.module, RetroMAE) and assembly.model.checkpointing and assembly.work.linear > 0
+    assert isinstance(new_objective(config, assembly, assembly.module, plan_of(tiny_model)), Rebuild)
+    assert not any("sparse_linear" in name or "colbert_linear" in name for name in trained(assembly.module))
+    torch.nn.init.ones_(assembly.module.head.bias)
+    export(assembly, str(tmp_path / "model"))
+    assert (tmp_path / "model" / EXTRA_FILE).is_file() and not load_model(str(tmp_path / "model")).heads_trained
+    assert made(str(tmp_path / "model"), config).module.head.bias.min() == 1
+
+
+@pytest.mark.parametrize("heads", ["dense", "all"])
+def test_finetuning_trains_the_heads_it_is_asked_to(tiny_model: str, tmp_path: Path, heads: str) -> None:
+    config = FinetuneConfig(**START, heads=heads)
+    assembly = made(tiny_model, config)
+    assert assembly.module is assembly.model and not assembly.model.checkpointing
+    assert ("sparse_linear.weight" in trained(assembly.module)) == (heads == "all")
+    assert isinstance(new_objective(config, assembly, assembly.model, plan_of(tiny_model)), Contrastive)
+    assert scored_output(config, assembly.model)(pack([[0, 5, 2]])).shape == (1, 32)
+    export(assembly, str(tmp_path / "model"))
+    assert load_model(str(tmp_path / "model")).heads_trained == (heads == "all")
+    assert not (tmp_path / "model" / EXTRA_FILE).exists()
+
+
+def test_a_reranker_is_exported_as_one(tiny_model: str, tmp_path: Path) -> None:
+    config = RerankerConfig(**START)
+    assembly = made(tiny_model, config)
+    assert isinstance(assembly.module, CrossEncoder)
+    assert isinstance(new_objective(config, assembly, assembly.model, plan_of(tiny_model)), Listwise)
+    export(assembly, str(tmp_path / "model"))
+    again = load_reranker(str(tmp_path / "model"))
+    packed = pack([[0, 5, 2, 2, 6, 2]])
+    score = scored_output(config, assembly.model)(packed)
+    assert score.shape == (1,) and torch.equal(again(packed), score)
+
+
+def test_plans_that_do_not_fit_are_refused(tiny_model: str) -> None:
+    plan = plan_of(tiny_model, "query_id 7")
+    for config in (FinetuneConfig(**START, in_batch_negatives=False), RerankerConfig(**START)):
+        assembly = made(tiny_model, config)
+        with pytest.raises(InputError, match="query_id 7: it has no negative"):
+            new_objective(config, assembly, assembly.model, plan)
+    with pytest.raises(InputError, match="another tokenizer"):
+        assemble(FinetuneConfig(**START), tiny_model, plan._replace(vocabulary="x"), "plan", None, CPU)

@@ -1,0 +1,122 @@
+"""The dev score against the evaluate stage's own steps, and a cross-encoder's against sorting by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from chuxin.encoding.engine import Encoder
+from chuxin.errors import InputError
+from chuxin.models.checkpoint import load_model, load_tokenizer
+from chuxin.models.packed import Packed
+from chuxin.search.exact import top_k
+from chuxin.search.metrics import score
+from chuxin.training.best import scored
+from chuxin.training.checkpoint import best, claim
+from chuxin.training.config import DevConfig
+from chuxin.training.dev import dev_score, on_all_ranks, rerank_score
+from chuxin.training.ema import Average
+
+from ..conftest import SENTENCES
+from .engines import TEXTS, module, text_sums
+
+CPU = torch.device("cpu")
+QRELS = {0: {0: 1, 5: 0, 9: 2}, 1: {1: 1, 7: 0}, 2: {2: 3}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "qrels").mkdir()
+    for name, texts in (("corpus", SENTENCES[:20]), ("queries", [text[3:9] for text in SENTENCES[:4]])):
+        lines = [json.dumps({"_id": f"{name[0]}{n}", "text": text}) for n, text in enumerate(texts)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = [f"q{q}\tc{c}\t{grade}" for q, judged in QRELS.items() for c, grade in judged.items()]
+    (tmp_path / "qrels/test.tsv").write_text("\n".join(rows), encoding="utf-8")
+    return str(tmp_path)
+
+
+def test_equals_encoding_searching_and_scoring(tiny_model: str, folder: str) -> None:
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    config = DevConfig(folder, every=1, query_max_len=6, passage_max_len=12)
+    compute = dev_score(folder, config, tokenizer, model.max_length, 40, CPU)
+    found = compute(lambda packed: model(packed).dense_NH)
+    queries, passages = (Encoder(tiny_model, length, 1000).encode(texts) for length, texts in
+                         ((6, [text[3:9] for text in SENTENCES[:3]]), (12, SENTENCES[:20])))  # fmt: skip
+    index = top_k(queries, passages, 10)[1]
+    qrels = {f"q{q}": {f"c{c}": grade for c, grade in judged.items()} for q, judged in QRELS.items()}
+    expected = score(qrels, list(qrels), [f"c{n}" for n in range(20)], index)["ndcg_at_10"].mean()
+    assert found == pytest.approx(float(expected), abs=1e-6) and 0 < found < 1
+
+
+def test_a_cross_encoder_sorts_the_judged_passages(tiny_model: str, folder: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    config = DevConfig(folder, every=1, query_max_len=8, passage_max_len=30)
+    compute = rerank_score(folder, config, tokenizer, 64, 60, CPU)
+    # Query 0's passage 9 (grade 2) and its passage 0, and query 1's passage 1, are put last in this order.
+    last = {(0, 9): -3.0, (0, 0): -2.0, (1, 1): -1.0}
+    by_pair = {}
+    for (query, passage), value in last.items():
+        first = tokenizer(SENTENCES[query][3:9], truncation=True, max_length=8)["input_ids"]
+        second = tokenizer(SENTENCES[passage], truncation=True, max_length=30)["input_ids"]
+        by_pair[*first, second[-1], *second[1:]] = value
+    seen: list[float] = []
+
+    def judge(packed: Packed) -> torch.Tensor:
+        values = [by_pair.get(tuple(ids.tolist()), 0.0) for ids in packed.ids_T.split(packed.lengths)]
+        seen.extend(values)
+        return torch.tensor(values)
+
+    found = compute(judge)
+    assert sorted(seen) == [-3, -2, -1, 0, 0, 0]
+    # Query 0: passages 5, 0, 9 of grades 0, 1, 2; query 1: 7, 1; query 2: its one passage.
+    zero = (1 / math.log2(3) + 2 / math.log2(4)) / (2 + 1 / math.log2(3))
+    assert found == pytest.approx((zero + 1 / math.log2(3) + 1) / 3, abs=1e-6)
+
+
+def test_on_all_ranks_keeps_the_order_and_the_budget() -> None:
+    sizes: list[int] = []
+
+    def compute(packed: Packed) -> torch.Tensor:
+        sizes.append(len(packed.ids_T))
+        return text_sums(packed)
+
+    found = on_all_ranks(TEXTS, compute, 12, CPU)
+    assert found.tolist() == [[text.sum(), len(text)] for text in TEXTS] and found.dtype == np.float32
+    assert max(sizes) <= 12 and sum(sizes) == sum(map(len, TEXTS))
+
+
+def test_what_does_not_fit_is_refused(tiny_model: str, folder: str) -> None:
+    tokenizer, config = load_tokenizer(tiny_model), DevConfig(folder, 1, 30, 40)
+    with pytest.raises(InputError, match="a text may have 70 tokens, the model takes 64"):
+        rerank_score(folder, config, tokenizer, 64, 100, CPU)
+    with pytest.raises(InputError, match="a text may have 65 tokens"):
+        dev_score(folder, replace(config, passage_max_len=65), tokenizer, 64, 100, CPU)
+    Path(folder, "qrels/test.tsv").write_text("q0\tc0\t0\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no query has a relevant passage"):
+        dev_score(folder, config, tokenizer, 64, 100, CPU)
+
+
+def test_the_best_weights_are_kept_and_the_average_is_what_is_scored(tmp_path: Path) -> None:
+    state, inner = str(tmp_path), module()
+    owner, average, values = claim(state), Average(inner, 0.5), iter([0.3, 0.6, 0.6, 0.2])
+    scores_of: list[float] = []
+
+    def compute() -> float:
+        scores_of.append(inner[1].bias[0].item())
+        return next(values)
+
+    def steps() -> iter:
+        for step in range(1, 8):
+            torch.nn.init.constant_(inner[1].bias, float(step))
+            average.held["1.bias"].fill_(-step)
+            yield {"step": step}
+
+    records = list(scored(steps(), compute, 2, 7, inner, average, state, owner, done=0))
+    assert [r.get("dev_ndcg_at_10") for r in records] == [None, 0.3, None, 0.6, None, 0.6, 0.2]
+    assert scores_of == [-2, -4, -6, -7]
+    assert best(state, 7).step == 4 and best(state, 7).score == 0.6
+    assert inner[1].bias[0].item() == 7 and float(average.held["1.bias"][0]) == -7
