@@ -22,16 +22,16 @@ STAGES = (
     Stage("ingest", "ingest", "chuxin.corpus.pipeline:ingest", 1),
     Stage("curate", "curate", "chuxin.corpus.pipeline:curate", 1),
     Stage("init", "init", "chuxin.models.pipeline:init", 1),
-    Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 1),
-    Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 1),
-    Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 1),
-    Stage("finetune", "finetune", "chuxin.training.worker:finetune", 1),
+    Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 2),
+    Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 2),
+    Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 2),
+    Stage("finetune", "finetune", "chuxin.training.worker:finetune", 2),
     Stage("pack_refine", "pack", "chuxin.packing.pipeline:pack_groups", 1),
     Stage("refine", "finetune", "chuxin.training.worker:refine", 1),
     Stage("reranker", "finetune", "chuxin.training.worker:reranker", 1),
-    Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 1),
-    Stage("release", "release", "chuxin.release.pipeline:run", 1),
-    Stage("serve", "serve", "chuxin.serving.pipeline:serve", 1),
+    Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 2),
+    Stage("release", "release", "chuxin.release.pipeline:run", 2),
+    Stage("serve", "serve", "chuxin.serving.pipeline:serve", 2),
 )
 """Every stage, in order. Raise a version when the stage's code computes something else."""
 

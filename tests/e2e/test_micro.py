@@ -17,8 +17,8 @@ from chuxin.ids import match_key
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "jobs/configs/micro/recipe.yaml"
-STAGES = ["sample", "ingest", "curate", "init", "pack_pretrain", "pretrain", "pack_finetune", "finetune", "evaluate",
-          "release", "serve"]
+STAGES = ["sample", "ingest", "curate", "init", "pack_pretrain", "pretrain", "pack_finetune", "finetune", "pack_refine",
+          "refine", "reranker", "evaluate", "release", "serve"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

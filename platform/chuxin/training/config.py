@@ -124,7 +124,7 @@ class TrainingConfig:
     """The exported weights are an exponential moving average of the trained ones with this decay a step; null
     exports the trained ones."""
     max_loss_ratio: float = 5.0
-    """Training stops when a loss is above this many times the median of the 50 before it, as it does at NaN."""
+    """Training stops when a loss is above this many times the highest of the 50 before it, as it does at NaN."""
     execution: TrainExecution = field(default_factory=TrainExecution)
 
     def __post_init__(self) -> None:

@@ -34,27 +34,12 @@ from chuxin.training.guard import Guard
 from chuxin.training.loop import DEV, Record, Watched, train, watch
 from chuxin.training.optimizer import new_optimizer
 from chuxin.training.plan_reader import Plan, open_plan
+from chuxin.training.run import Run
 from chuxin.training.shards import set_optimizer_state
 from chuxin.training.step import all_max, rank, world_size
 
 TOLD_EVERY = 10.0
 """Seconds between progress lines."""
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait sleep. Spinning, two of them took 26 s for a step of 1.8 s on two cores that others used too."""
-
-
-class Run(NamedTuple):
-    """All that a worker is told."""
-
-    stage: str
-    config: TrainingConfig
-    plan: Plan
-    plan_uri: str
-    model: str
-    dev: str | None
-    """Local folder of the dev benchmark."""
-    state: str
-    owner: str
 
 
 class Trained(NamedTuple):
@@ -137,7 +122,6 @@ def _fit(ctx: Context, config: TrainingConfig, plan: Plan, uri: str, state: str)
         run_config=RunConfig(
             name=ctx.name, storage_path=f"{state}/ray",
             failure_config=FailureConfig(max_failures=execution.max_failures),
-            worker_runtime_env={"env_vars": THREADS},
         ),
     )  # fmt: skip
     progress.take_error(state)  # of a driver that was killed before it could raise it

@@ -16,21 +16,25 @@ def test_no_number_stops_at_once(loss: float) -> None:
         Guard(5.0).check_norm(loss, "step 3", 1e-3)
 
 
-def test_an_explosion_is_measured_against_the_median_of_fifty() -> None:
+def test_an_explosion_is_measured_against_the_highest_of_fifty() -> None:
     guard = Guard(5.0)
     for index in range(WINDOW):
-        guard.check_loss(100.0 if index == 7 else 1.0, "early", 1e-3)  # an outlier does not move a median
-    guard.check_loss(4.9, "a hard batch", 1e-3)
-    with pytest.raises(InputError, match="step 51.*5.1, 5.1 times the median of the 50.*max_loss_ratio"):
-        guard.check_loss(5.1, "step 51", 1e-3)
-    assert len(guard.recent) == WINDOW and guard.recent[-1] == 4.9
+        guard.check_loss(4.0 if index == 7 else 0.1, "an easy source, but for one batch", 1e-3)
+    guard.check_loss(19.9, "a hard batch", 1e-3)
+    with pytest.raises(InputError, match="step 51.*100, 5.0 times the highest of the 50.*max_loss_ratio"):
+        guard.check_loss(100.0, "step 51", 1e-3)
+    assert len(guard.recent) == WINDOW and guard.recent[-1] == 19.9
+
+
+def test_losses_near_zero_may_rise() -> None:
+    guard = Guard(5.0, [1e-4] * WINDOW)
+    guard.check_loss(1.0, "a hard source after easy ones", 1e-3)
 
 
 def test_nothing_is_compared_before_there_are_fifty() -> None:
-    guard = Guard(2.0, [1.0] * (WINDOW - 1))
-    guard.check_loss(50.0, "step 50", 1e-3)
-    with pytest.raises(InputError, match="50.0 times the median"):
-        guard.check_loss(50.0, "step 51", 1e-3)
+    Guard(2.0, [1.0] * (WINDOW - 1)).check_loss(50.0, "step 50", 1e-3)
+    with pytest.raises(InputError, match="50.0 times the highest"):
+        Guard(2.0, [1.0] * WINDOW).check_loss(50.0, "step 51", 1e-3)
 
 
 def test_a_resumed_guard_has_the_same_window() -> None:
