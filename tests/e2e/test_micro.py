@@ -83,7 +83,8 @@ def test_dry_run_shows_what_would_run_again(micro: tuple[Path, str]) -> None:
     done = run("jobs/recipe.py", "--config", str(CONFIG), "--workspace", str(micro[0]), "--dry-run",
                "--finetune.seed", "99")
     state = {line.split()[-2]: line.startswith("committed") for line in done.stdout.splitlines()}
-    assert [stage for stage in STAGES if not state[stage]] == ["finetune", "evaluate", "release", "serve"]
+    assert [stage for stage in STAGES if not state[stage]] == ["finetune", "refine", "reranker", "evaluate", "release",
+                                                           "serve"]
 
 
 def broken(tmp_path: Path, **changes: object) -> str:
