@@ -1,6 +1,7 @@
 """The loop alone, stopped and gone on with, on two ranks, with a loss that fails; what it records and tells."""
 
 import math
+import os
 import subprocess
 import sys
 import time
@@ -99,7 +100,8 @@ def test_an_explosion_stops_before_the_step(plan: Plan) -> None:
 
 
 def test_two_ranks_are_one_process(plan: Plan, tmp_path: Path) -> None:
-    second = subprocess.Popen([sys.executable, engines.__file__, "1", "2", str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": "platform", "OMP_NUM_THREADS": "1"}
+    second = subprocess.Popen([sys.executable, engines.__file__, "1", "2", str(tmp_path)], env=environment)
     one, weights, average, sums = engines.run_as(0, 2, tmp_path)
     assert second.wait(timeout=100) == 0
     other, *_, other_sums = torch.load(tmp_path / "1.pt", weights_only=False)
