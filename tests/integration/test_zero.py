@@ -73,10 +73,12 @@ class Failing:
         return self.objective.tokens(prepared[0])
 
 
-def begin(ranks: Any, stage: int, directory: Path, state: str | None = None) -> tuple:
-    """All three heads with GradCache, dropout, activation checkpointing and an average."""
+def begin(ranks: Any, stage: int, directory: Path, state: str | None = None, cached: bool = True) -> tuple:
+    """All three heads with dropout, activation checkpointing and an average, with GradCache or without."""
     case = ranks.CASES["all heads, cached"]
-    execution = dataclasses.replace(case.execution, zero_stage=stage, activation_checkpointing=True)
+    execution = dataclasses.replace(
+        case.execution, zero_stage=stage, activation_checkpointing=True, grad_cache=cached
+    )  # fmt: skip
     config = dataclasses.replace(case, execution=execution)
     model, plan = ranks.tiny(), ranks.plan(directory)
     model.checkpointing = True
@@ -124,6 +126,9 @@ def run(ranks: Any, stage: int, directory: Path) -> dict[str, Any]:
     again = list(train(engine, objective, plan, config, done, total, watched))
     result["again"] = [(r["step"], r["loss"], r["grad_norm"]) for r in again]
     result["weights again"] = weights(engine)
+
+    engine, watched, objective, plan, config, _ = begin(ranks, stage, directory, cached=False)
+    result["uncached norms"] = [r["grad_norm"] for r in train(engine, objective, plan, config, 0, total, watched)]
 
     engine, watched, objective, plan, config, _ = begin(ranks, stage, directory)
     kept = {}
@@ -208,6 +213,11 @@ def test_stages_differ_by_rounding(results: dict, stage: int) -> None:
         # The softmax does not see a key's bias, so its gradient is rounding, by which Adam moves it as by any other.
         bound = 1e-2 if name.endswith("key.bias") else 1e-4
         assert float((sharded["average"][name] - average).abs().mean()) < bound, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_of_all_micro_batches_count_without_gradcache(results: dict, stage: int) -> None:
+    assert results[stage]["uncached norms"] == pytest.approx(results[0]["norms"], rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])

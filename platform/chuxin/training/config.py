@@ -55,7 +55,7 @@ class TrainExecution:
     """Tokens of one forward pass; a longer text makes one of its own."""
     grad_cache: bool = False
     """Keep the activations of one micro-batch only: every other is computed twice (Gao et al. 2021), so that memory
-    does not grow with the batch and a step takes about a third longer."""
+    does not grow with the batch and a step takes about a third longer. With ZeRO 3 it is always so."""
     activation_checkpointing: bool = False
     """Keep the input of each layer only and compute it again in the backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 0

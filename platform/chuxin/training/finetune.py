@@ -60,11 +60,14 @@ class Contrastive:
             With `execution.grad_cache` or without, whatever the micro-batches and the ranks, loss and summed gradients
             are those of one process that runs all texts at once.
         """
-        config = self.config
+        config, execution = self.config, self.config.execution
+        # ZeRO 3 overwrites the gradients of a backward pass by the next one's unless a forward pass stands between
+        # them (DeepSpeed 0.19.8), so with it a pass is always followed by its own backward.
+        keep_all = not execution.grad_cache and execution.zero_stage < 3
         return grad_cache.backward(
             batch.parts, self._compute,
             lambda cache: step_loss(batch, cache, config, self.special_ids, len(self.sources)),
-            send, device, keep_all=not config.execution.grad_cache,
+            send, device, keep_all,
         )  # fmt: skip
 
     def _compute(self, part: Part) -> Outputs:
