@@ -32,19 +32,67 @@ PASSAGE = pa.struct([
 ])
 """A passage inside a group: its teacher score (null if none) stands beside it, so it cannot slip."""
 
+LINEAGE = pa.struct([("file", pa.string()), ("position", pa.int64()), ("passage_id", pa.int64())])
+"""Where a group came from: the raw file and position of a labelled one; the passage of one that an LLM wrote."""
+
 GROUPS = _schema(
     query_id=pa.int64(), query=pa.string(), query_hash=pa.int64(), positives=pa.list_(PASSAGE),
     negatives=pa.list_(PASSAGE), source=pa.string(), status=pa.string(),
-    lineage=pa.struct([("file", pa.string()), ("position", pa.int64())]),
+    lineage=LINEAGE,
 )
 """A query with its labelled passages."""
+
+WRITTEN = pa.struct([
+    ("query", pa.string()), ("kind", pa.string()), ("difficulty", pa.string()), ("length", pa.string()),
+    ("category", pa.string()), ("role", pa.string()), ("scene", pa.string()),
+    ("seed", pa.int64()), ("status", pa.string()),
+])
+"""A query as an LLM wrote it and what was asked of it; `seed` is that of the answer it stands in."""
+
+SYNTHETIC = _schema(
+    passage_id=pa.int64(), document_id=pa.int64(), source=pa.string(), text=pa.string(), text_hash=pa.int64(),
+    model=pa.string(), prompt_hash=pa.string(), seed=pa.int64(), attempts=pa.int32(), queries=pa.list_(WRITTEN),
+    prompt_tokens=pa.int64(), output_tokens=pa.int64(), status=pa.string(), error=pa.string(), raw=pa.string(),
+)
+"""One row a passage: what an LLM was asked about it and wrote. `text` is what it saw, and what becomes the positive;
+`raw` is the last answer, kept where it was rejected."""
+
+VERDICT = pa.struct([
+    ("query_id", pa.int64()), ("query", pa.string()), ("kind", pa.string()), ("criterion", pa.string()),
+    ("verdict", pa.string()), ("score", pa.float32()), ("reason", pa.string()), ("prompt_hash", pa.string()),
+])
+"""What became of one query: `reason` is the rule's or criterion's name it fell by, "keep" otherwise; `score` is the
+verdict's probability of "yes", null where no LLM was asked."""
+
+JUDGED = _schema(
+    passage_id=pa.int64(), source=pa.string(), model=pa.string(), verdicts=pa.list_(VERDICT), status=pa.string(),
+)
+"""One row a passage of SYNTHETIC, in its order; the accepted queries stand in a table of GROUPS beside it."""
+
+CANDIDATE = pa.struct([
+    ("passage_id", pa.int64()), ("text_hash", pa.int64()), ("dense", pa.float32()), ("dense_rank", pa.int32()),
+    ("sparse", pa.float32()), ("sparse_rank", pa.int32()), ("bm25", pa.float32()), ("bm25_rank", pa.int32()),
+    ("given", pa.bool_()), ("rerank", pa.float32()), ("relabel", pa.string()),
+])
+"""A passage that a miner found for a query: its score and rank (from 1) by each miner, null where that one did not
+find it. `given`: the group's own positive. `relabel`: what an LLM says of it, "yes" or "no"."""
+
+CANDIDATES = _schema(
+    query_id=pa.int64(), query=pa.string(), query_hash=pa.int64(), source=pa.string(),
+    positives=pa.list_(PASSAGE), negatives=pa.list_(PASSAGE), candidates=pa.list_(CANDIDATE),
+    lineage=LINEAGE,
+)
+"""A group with all that was mined for it, best dense rank first. The texts stand in the mine stage's passage store."""
 
 REJECTS = _schema(
     source=pa.string(), file=pa.string(), line=pa.int64(), position=pa.int64(), reason=pa.string(), raw=pa.string(),
 )
 """Lines set aside at ingest; `line` counts from 1, `raw` holds the first 2,000 characters."""
 
-PLAN_GROUPS = _schema(
+PLAN_LINEAGE = pa.struct([("file", pa.string()), ("position", pa.int64()), ("passage_id", pa.int64())])
+"""Where a group came from: the raw file and position of a labelled one; the passage of one that an LLM wrote."""
+
+GROUPS = _schema(
     epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), query_id=pa.int64(), source=pa.string(),
     query_hash=pa.int64(), query_ids=pa.list_(pa.int32()), lengths=pa.list_(pa.int32()),
     passages=pa.list_(pa.struct([

@@ -186,4 +186,4 @@ def _group(source: PairSource, file: str, position: int, raw: mtp.Labelled) -> R
     cut = len(raw.positives)
     return {"query_id": query_id, "query": raw.query, "query_hash": text_hash(raw.query),
             "positives": passages[:cut], "negatives": passages[cut:], "source": source.name, "status": KEEP,
-            "lineage": {"file": file, "position": position}}
+            "lineage": {"file": file, "position": position, "passage_id": None}}

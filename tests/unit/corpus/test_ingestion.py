@@ -113,7 +113,7 @@ def test_groups_number_their_passages_positives_first(tmp_path: Path) -> None:
     assert (first["query_id"], first["query_hash"], first["status"]) == (own, text_hash("问"), "keep")
     assert [(p["text"], p["passage_id"]) for p in first["positives"] + first["negatives"]] == [
         ("甲", passage_id(own, 0)), ("乙", passage_id(own, 1)), ("丙", passage_id(own, 2))]
-    assert first["lineage"] == {"file": "a.jsonl", "position": 0}
+    assert first["lineage"] == {"file": "a.jsonl", "position": 0, "passage_id": None}
     assert second["positives"] == [] and second["query_id"] != own
 
 
