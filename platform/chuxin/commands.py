@@ -109,6 +109,64 @@ def recipe_job(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def why_job(arguments: Sequence[str] | None = None) -> int:
+    """Prints a training group's story: the job behind jobs/why.py."""
+    parser = _parser("jobs/why.py", "Tell a training group's story, from the raw document to the steps that used it.")
+    parser.add_argument("query_id", type=int, nargs="?", help="of a table groups, candidates or plan")
+    known = _only_known(parser, arguments)
+    try:
+        from chuxin.why import story
+
+        for line in story(_committed(known), known.query_id):
+            print(line, flush=True)
+    except Exception as error:
+        return runner.fail(error)
+    return 0
+
+
+def forget_job(arguments: Sequence[str] | None = None) -> int:
+    """Lists, and with --apply removes, all that derives from a passage: the job behind jobs/forget.py."""
+    parser = _parser("jobs/forget.py", "List all that derives from a passage; remove it with --apply.")
+    parser.add_argument("passage_id", type=int, nargs="?", help="of the table passages")
+    parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
+    known = _only_known(parser, arguments)
+    try:
+        from chuxin.forget import remove, traces
+
+        recipe = load_recipe(known.config, known.workspace)
+        text_hash, raw, made = traces(_committed(known), known.passage_id)
+        for place in raw:
+            print(f"raw text, yours to remove   {place}")
+        for trace in made:
+            print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
+        if known.apply:
+            forgotten = recipe.curate.forgotten if recipe.curate is not None else None
+            remove(made, known.passage_id, text_hash, forgotten)
+            print(f"removed {len(made)} artifacts; jobs/recipe.py --config {known.config} makes them anew without it")
+        else:
+            print(f"--apply removes these {len(made)} artifacts and forgets the text")
+    except Exception as error:
+        return runner.fail(error)
+    return 0
+
+
+def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line that takes no fields of a config; the id is required but for --help."""
+    known = parser.parse_args(arguments)
+    if known.help:
+        print(parser.format_help())
+        sys.exit(0)
+    if next(value for name, value in vars(known).items() if name.endswith("_id")) is None:
+        parser.error("an id is needed")
+    return known
+
+
+def _committed(known: argparse.Namespace) -> list[Artifact]:
+    """Returns the recipe's committed artifacts, in order."""
+    recipe = load_recipe(known.config, known.workspace)
+    return [Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]
+
+
 def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:
     from chuxin import story
     from chuxin.report.page import render

@@ -15,6 +15,7 @@ import xxhash
 
 from chuxin.artifacts import filesystem, read_json, write_json
 from chuxin.errors import InputError
+from chuxin.models.location import packaged
 
 
 class Identities:
@@ -41,7 +42,7 @@ class Identities:
         Raises:
             InputError: There is no such file, folder or model.
         """
-        fs, root = filesystem(os.path.expanduser(ref))
+        fs, root = filesystem(os.path.expanduser(packaged(ref)))
         if fsspec.core.has_magic(root):
             base = root[: min(root.find(c) for c in "*?[" if c in root)].rpartition("/")[0]
             found = [name for name in fs.glob(root) if fs.isfile(name)]

@@ -11,7 +11,7 @@ from chuxin.corpus.config import CurateConfig, IngestConfig
 from chuxin.evaluation.config import EvaluateConfig
 from chuxin.models.config import InitConfig
 from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
-from chuxin.release.config import ReleaseConfig
+from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Stage
 from chuxin.sample.config import SampleConfig
 from chuxin.serving.config import ServeConfig
@@ -19,8 +19,8 @@ from chuxin.training.config import FinetuneConfig, PretrainConfig, RerankerConfi
 
 STAGES = (
     Stage("sample", "sample", "chuxin.sample.pipeline:run", 1),
-    Stage("ingest", "ingest", "chuxin.corpus.pipeline:ingest", 1),
-    Stage("curate", "curate", "chuxin.corpus.pipeline:curate", 1),
+    Stage("ingest", "ingest", "chuxin.corpus.pipeline:ingest", 2),
+    Stage("curate", "curate", "chuxin.corpus.pipeline:curate", 2),
     Stage("init", "init", "chuxin.models.pipeline:init", 1),
     Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 2),
     Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 2),
@@ -29,6 +29,7 @@ STAGES = (
     Stage("pack_refine", "pack", "chuxin.packing.pipeline:pack_groups", 1),
     Stage("refine", "finetune", "chuxin.training.worker:refine", 1),
     Stage("reranker", "finetune", "chuxin.training.worker:reranker", 1),
+    Stage("merge", "merge", "chuxin.release.pipeline:merge", 1),
     Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 2),
     Stage("release", "release", "chuxin.release.pipeline:run", 2),
     Stage("serve", "serve", "chuxin.serving.pipeline:serve", 2),
@@ -68,6 +69,7 @@ class RecipeConfig:
     pack_refine: PackGroupsConfig | None = None
     refine: FinetuneConfig | None = None
     reranker: RerankerConfig | None = None
+    merge: MergeConfig | None = None
     evaluate: EvaluateConfig | None = None
     release: ReleaseConfig | None = None
     serve: ServeConfig | None = None

@@ -89,10 +89,7 @@ REJECTS = _schema(
 )
 """Lines set aside at ingest; `line` counts from 1, `raw` holds the first 2,000 characters."""
 
-PLAN_LINEAGE = pa.struct([("file", pa.string()), ("position", pa.int64()), ("passage_id", pa.int64())])
-"""Where a group came from: the raw file and position of a labelled one; the passage of one that an LLM wrote."""
-
-GROUPS = _schema(
+PLAN_GROUPS = _schema(
     epoch=pa.int32(), batch=pa.int32(), slice=pa.int16(), row=pa.int32(), query_id=pa.int64(), source=pa.string(),
     query_hash=pa.int64(), query_ids=pa.list_(pa.int32()), lengths=pa.list_(pa.int32()),
     passages=pa.list_(pa.struct([

@@ -149,6 +149,9 @@ class CurateConfig:
     normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
     rules: PairRules = field(default_factory=PairRules)
+    forgotten: Ref | None = None
+    """A text file of passages that must be forgotten, one a line: its id and its text's hash. jobs/forget.py writes
+    it; passages of that text lose it and get the status "forgotten", groups lose them."""
     buckets: int = 16
     """Shuffle partitions of dedup. One holds 17 bytes a passage in memory, and a file of every map task is
     read."""

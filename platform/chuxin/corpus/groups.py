@@ -9,7 +9,7 @@ query and its positives), `reduce_groups` finds the groups that repeat another a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +23,7 @@ from chuxin.corpus.contents import contents_share
 from chuxin.corpus.decontaminate import DISTRACTOR, GOLD, QUERY, BenchmarkIndex, open_index
 from chuxin.corpus.dedup import duplicates
 from chuxin.corpus.normalize import normalize, normalize_line
-from chuxin.corpus.passages import bucket_table, by_bucket, count_statuses, with_status
+from chuxin.corpus.passages import FORGOTTEN, bucket_table, by_bucket, count_statuses, with_status
 from chuxin.ids import hash63, text_hash
 from chuxin.pairs.rules import Passage, judge
 from chuxin.schema import GROUPS, KEEP
@@ -45,7 +45,7 @@ class _Normalised(NamedTuple):
 
 
 def clean_groups(
-    groups: Sequence[Row], config: CurateConfig, index: BenchmarkIndex
+    groups: Sequence[Row], config: CurateConfig, index: BenchmarkIndex, forgotten: Set[int] = frozenset()
 ) -> tuple[list[Row], dict[str, Any]]:
     """Cleans some groups.
 
@@ -53,6 +53,7 @@ def clean_groups(
         groups: Rows of GROUPS, raw.
         config: Curate's.
         index: The benchmarks' texts.
+        forgotten: Hashes of texts that no row may hold any more.
 
     Returns:
         The rows with their status and "group_key"; and counts by name: "passages_dropped" by reason, and by
@@ -60,9 +61,13 @@ def clean_groups(
         "distractor_matches".
     """
     is_contents = partial(_is_contents, config.filters.max_contents_share)
-    cleaned = [_normalise(group, config) for group in groups]
-    leaks, counts = _find_leaks(groups, cleaned, index)
-    rows, dropped = [], Counter[str]()
+    given = [_normalise(group, config) for group in groups]
+    cleaned = [own._replace(positives=_without(own.positives, forgotten), negatives=_without(own.negatives, forgotten))
+               for own in given]
+    leaks, counts = _find_leaks(groups, given, index)
+    gone = sum(len(own.positives) + len(own.negatives) for own in given)
+    gone -= sum(len(own.positives) + len(own.negatives) for own in cleaned)
+    rows, dropped = [], Counter[str]({FORGOTTEN: gone} if gone else {})
     for group, own, leak in zip(groups, cleaned, leaks, strict=True):
         judged = judge(*own, config.rules, is_contents)
         dropped += judged.dropped
@@ -83,6 +88,10 @@ def _normalise(group: Row, config: CurateConfig) -> _Normalised:
         sides.append([Passage(passage["passage_id"], text, text_hash(text), passage["score"])
                       for passage, text in zip(passages, texts, strict=True)])
     return _Normalised(query, text_hash(query), *sides)
+
+
+def _without(passages: Sequence[Passage], forgotten: Set[int]) -> list[Passage]:
+    return [passage for passage in passages if passage.text_hash not in forgotten]
 
 
 def _is_contents(limit: float, text: str) -> bool:
@@ -119,8 +128,9 @@ def _matches(index: BenchmarkIndex, role: str, raw: Sequence[int], own: Sequence
 
 
 def map_groups(
-    config: CurateConfig, index_files: tuple[str, ...], key: str, item: Mapping[str, Any], attempt: Attempt
-) -> None:
+    config: CurateConfig, index_files: tuple[str, ...], forgotten: Set[int], key: str, item: Mapping[str, Any],
+    attempt: Attempt,
+) -> None:  # fmt: skip
     """Cleans the groups of some row groups (of Parquet) and writes them by bucket; see
     `passages.map_documents`.
     """
@@ -131,7 +141,7 @@ def map_groups(
         raw = file.read_row_group(group)
         ids.append(raw["query_id"].to_numpy())
         rows_in += raw.num_rows
-        rows, counts = clean_groups(raw.to_pylist(), config, index)
+        rows, counts = clean_groups(raw.to_pylist(), config, index, forgotten)
         for name, number in counts.items():
             facts.setdefault(name, Counter()).update(number)
         for bucket, part in by_bucket(pa.Table.from_pylist(rows, _MAPPED), "group_key", config.buckets):

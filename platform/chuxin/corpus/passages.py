@@ -10,7 +10,7 @@ Leaves out: which partitions there are and whether every row came through once (
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 # Whichever measures the schema has a column for are kept.
 _COLUMNS = PASSAGES.names
-BENCHMARK_GOLD, DUPLICATE = "benchmark_gold", "duplicate"
+BENCHMARK_GOLD, DUPLICATE, FORGOTTEN = "benchmark_gold", "duplicate", "forgotten"
 
 
 def clean_document(
-    document: Mapping[str, Any], config: CurateConfig, index: BenchmarkIndex
+    document: Mapping[str, Any], config: CurateConfig, index: BenchmarkIndex, forgotten: Set[int] = frozenset()
 ) -> tuple[list[tuple], int]:
     """Cleans one document.
 
@@ -43,6 +43,7 @@ def clean_document(
         document: A row of DOCUMENTS.
         config: Curate's.
         index: The benchmarks' texts.
+        forgotten: Hashes of texts that no row may hold any more.
 
     Returns:
         Its passages as tuples in the order of PASSAGES, and the benchmark whose gold passage it holds, or -1.
@@ -65,18 +66,22 @@ def clean_document(
             "source": source, "title": title, "text": passage, "holds_gold": gold >= 0, "status": reason,
             "text_hash": hash63("text", key),  # ids.text_hash(passage), without computing the key again
         }
+        if values["text_hash"] in forgotten:
+            values |= {"title": "", "text": "", "status": FORGOTTEN}
         rows.append(tuple(values[name] for name in _COLUMNS))
     return rows, gold
 
 
 def map_documents(
-    config: CurateConfig, index_files: tuple[str, ...], key: str, item: Mapping[str, Any], attempt: Attempt
-) -> None:
+    config: CurateConfig, index_files: tuple[str, ...], forgotten: Set[int], key: str, item: Mapping[str, Any],
+    attempt: Attempt,
+) -> None:  # fmt: skip
     """Cleans the documents of some row groups and writes their passages by bucket.
 
     Args:
         config: Curate's.
         index_files: Tables of the benchmarks' texts.
+        forgotten: Hashes of texts that no row may hold any more.
         key: The partition's key.
         item: "file", and the range "start" to "end" of its row groups.
         attempt: Where the rows go.
@@ -90,7 +95,7 @@ def map_documents(
         ids.append(documents["document_id"].to_numpy())
         rows: list[tuple] = []
         for document in documents.to_pylist():
-            passages, owner = clean_document(document, config, index)
+            passages, owner = clean_document(document, config, index, forgotten)
             rows += passages
             empty += not passages
             if owner >= 0:

@@ -6,19 +6,22 @@ The rows are computed in ingestion.py, passages.py and groups.py, one function a
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chuxin import benchmark_folder, records
-from chuxin.artifacts import Artifact, Attempt, add_checksums, open_parquet
+from chuxin.artifacts import Artifact, Attempt, add_checksums, filesystem, open_parquet
 from chuxin.corpus.config import CurateConfig, IngestConfig
 from chuxin.corpus.decontaminate import BENCHMARK_TEXTS, benchmark_texts
 from chuxin.corpus.groups import map_groups, reduce_groups
 from chuxin.corpus.ingestion import ingest_part, malformed_error
 from chuxin.corpus.normalize import normalize
 from chuxin.corpus.passages import bucket_table, map_documents, reduce_passages
+from chuxin.errors import InputError
 
 if TYPE_CHECKING:
     from chuxin.runner import Context
@@ -81,12 +84,13 @@ def curate(ctx: Context, config: CurateConfig) -> None:
     folders = {f"benchmark-{i:03d}": ctx.resolve(ref) for i, ref in enumerate(config.benchmarks)}
     run(folders, partial(_index_benchmark, config), name=f"{ctx.name}: index benchmarks")
     index_files = tuple(ctx.draft.part(key, "benchmark_texts") for key in folders)
-    facts: dict[str, Any] = {"by_source": {}, "ids_read": {}}
+    forgotten = frozenset() if config.forgotten is None else read_forgotten(ctx.resolve(config.forgotten))
+    facts: dict[str, Any] = {"by_source": {}, "ids_read": {}, "forgotten": len(forgotten)}
     leaks: dict[str, Counter[str]] = {}
     for table, final, mapper, reducer in (("documents", "passages", map_documents, reduce_passages),
                                           ("groups", "groups", map_groups, reduce_groups)):
         work = dict(_slices(raw, table, config.partition_bytes))
-        run(work, partial(mapper, config, index_files), name=f"{ctx.name}: clean {table}")
+        run(work, partial(mapper, config, index_files, forgotten), name=f"{ctx.name}: clean {table}")
         mapped = _chosen(ctx.draft.committed(), work)
         _check_read(raw, table, mapped)
         buckets = {f"reduce-{final}-{b:03d}": {"bucket": b} for b in range(config.buckets)
@@ -105,6 +109,24 @@ def curate(ctx: Context, config: CurateConfig) -> None:
     facts |= {name: dict(counts) for name, counts in leaks.items()}
     with ctx.draft.attempt(_SUMMARY) as attempt:
         attempt.count(facts=facts)
+
+
+def read_forgotten(path: str) -> frozenset[int]:
+    """Returns the text hashes of a file of forgotten passages: an id and a hash a line.
+
+    Raises:
+        InputError: There is no such file, or a line holds something else; names the line.
+    """
+    fs, local = filesystem(os.path.expanduser(path))
+    if not fs.isfile(local):
+        raise InputError(path, "there is no such file of forgotten passages", "Make an empty one")
+    hashes = set()
+    for number, line in enumerate(fs.cat_file(local).decode().splitlines(), 1):
+        if not re.fullmatch(r"\d+ \d+", line.strip()):
+            remedy = "Let jobs/forget.py write the file"
+            raise InputError(f"{path}:{number}", "it is no passage id and text hash", remedy)
+        hashes.add(int(line.split()[1]))
+    return frozenset(hashes)
 
 
 def _index_benchmark(config: CurateConfig, key: str, path: str, attempt: Attempt) -> None:

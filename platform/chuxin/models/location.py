@@ -1,4 +1,4 @@
-"""Where a model stands: a local directory, a URI (copied here once a process), or a hub name."""
+"""Where a model stands: a local directory, a URI (copied here once a process), a hub name, or inside this package."""
 
 from __future__ import annotations
 
@@ -20,12 +20,24 @@ from chuxin.errors import InputError
 IGNORED = ["flax_model.msgpack", "rust_model.ot", "tf_model.h5", "*.onnx", "onnx/*", "openvino/*", "imgs/*"]
 
 
+PACKAGE = "package:"
+"""Prefix of what ships with this package: "package:sample/models/llm" is that folder below chuxin/, on any node."""
+
+
+def packaged(path: str) -> str:
+    """Returns the local path of a "package:…" reference; any other path as it is."""
+    if not path.startswith(PACKAGE):
+        return path
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), path.removeprefix(PACKAGE))
+
+
 def local_directory(path: str) -> str:
     """Returns a local directory with the model's files.
 
     Raises:
         InputError: There is no such directory, and it cannot be had as a URI or from the hub.
     """
+    path = packaged(path)
     if os.path.isdir(path):
         return path
     if "://" in path:

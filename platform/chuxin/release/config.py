@@ -1,4 +1,4 @@
-"""The config of a release."""
+"""Configs of the merge and the release."""
 
 from __future__ import annotations
 
@@ -12,7 +12,34 @@ class ReleaseExecution:
     """How, not what: not part of the fingerprint."""
 
     num_cpus: float = 1
-    """CPUs of the task that writes and checks the release."""
+    """CPUs of the task that writes and checks the model."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A model and its weight in a merge."""
+
+    model: ModelRef
+    """A stage, a directory or a hub name."""
+    weight: float
+    """Its share, before all are divided by their sum."""
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError("`weight` must be above 0")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Models of one shape whose weights are averaged."""
+
+    models: tuple[Weighted, ...]
+    """At least two. The tokenizer is the first one's; all must have the same vocabulary."""
+    execution: ReleaseExecution = field(default_factory=ReleaseExecution)
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise ValueError("`models` needs at least two")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The release stage: export a checkpoint, read it back in the three ways, and only then commit it."""
+"""The merge stage averages models; the release stage exports one, reads it back in the three ways, then commits it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from chuxin.artifacts import Artifact, Attempt, filesystem
 from chuxin.errors import InputError
 from chuxin.release.card import Described, Origin, render
-from chuxin.release.config import ReleaseConfig
+from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Context
 
 
@@ -50,6 +50,26 @@ def release(
     export(model, tokenizer, attempt.path("model"), config.max_len, card, note)
     facts = verify(checkpoint, attempt.path("model"), config.max_len)
     attempt.count(facts={**facts, "heads_trained": model.heads_trained})
+
+
+def merge(ctx: Context, config: MergeConfig) -> None:
+    """Writes the artifact's file `model`: the weighted mean of the models.
+
+    Facts: how far the result is from each model, relative to that one's weights.
+    """
+    models = [(ctx.resolve(given.model), given.weight) for given in config.models]
+    ctx.draft.map({"model": models}, merge_models, name="merge", num_cpus=config.execution.num_cpus)
+
+
+def merge_models(key: str, models: list[tuple[str, float]], attempt: Attempt) -> None:
+    """Writes the merged model; runs on a worker."""
+    from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
+    from chuxin.release.merge import distance, merge
+
+    merged = merge(models)
+    save_model(merged, load_tokenizer(models[0][0]), attempt.path("model"))
+    apart = [round(distance(merged, load_model(path)), 6) for path, _ in models]
+    attempt.count(facts={"distances": apart, "heads_trained": merged.heads_trained})
 
 
 def lineage(artifact: Artifact) -> list[Origin]:

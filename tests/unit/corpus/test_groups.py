@@ -76,7 +76,7 @@ def test_a_repeated_group_falls_whatever_the_order_of_its_positives(tmp_path: Pa
         raw = Attempt(str(tmp_path / "raw"), f"raw{number}")
         raw.write("groups", [pa.Table.from_pylist(groups, GROUPS)], GROUPS)
         maps.append(Attempt(str(tmp_path / "curated"), f"map{number}"))
-        map_groups(CONFIG, (), "", {"file": raw.path("groups.parquet"), "start": 0, "end": 1}, maps[-1])
+        map_groups(CONFIG, (), frozenset(), "", {"file": raw.path("groups.parquet"), "start": 0, "end": 1}, maps[-1])
     places = [(m.directory, frozenset(m.tables)) for m in maps]
     tables, reduces = [], []
     for bucket in sorted({int(name[-3:]) for m in maps for name in m.tables}):
@@ -89,3 +89,13 @@ def test_a_repeated_group_falls_whatever_the_order_of_its_positives(tmp_path: Pa
         2: "keep", 5: "duplicate", 6: "keep", 7: "query_too_short", 8: "no_positive"}
     assert sum(a.rows_out for a in reduces) == 2
     assert sum(sum(a.histograms["query_chars"]) for a in reduces) == 2
+
+
+def test_a_forgotten_text_leaves_the_groups_and_one_without_another_positive_falls() -> None:
+    groups = [_group(1, "问题一", ["答案甲", "答案乙"], ["答案丙"]), _group(2, "问题二", ["答案甲。"], ["答案丙"]),
+              _group(3, "问题三", ["答案乙"], ["答案甲", "答案丙"])]
+    rows, counts = clean_groups(groups, CONFIG, BenchmarkIndex([]), frozenset([text_hash("答案甲")]))
+    assert [row["status"] for row in rows] == ["keep", "no_positive", "keep"]
+    assert [[p["text"] for p in row["positives"]] for row in rows] == [["答案乙"], [], ["答案乙"]]
+    assert [[p["text"] for p in row["negatives"]] for row in rows] == [["答案丙"]] * 3
+    assert counts["passages_dropped"]["forgotten"] == 3

@@ -40,7 +40,7 @@ def _curate(tmp_path, tables, config=CONFIG, index=()):
         file = raw.path("documents.parquet")
         maps.append(Attempt(str(tmp_path / "curated"), f"map{number}"))
         item = {"file": file, "start": 0, "end": open_parquet(file).num_row_groups}
-        map_documents(config, tuple(index), f"map{number}", item, maps[-1])
+        map_documents(config, tuple(index), frozenset(), f"map{number}", item, maps[-1])
     places = [(m.directory, frozenset(m.tables)) for m in maps]
     reduces = []
     for bucket in sorted({int(name[-3:]) for m in maps for name in m.tables}):
@@ -131,3 +131,13 @@ def test_buckets_partition_a_table() -> None:
 def test_bins_are_powers_of_two() -> None:
     assert power_bins(np.array([1, 2, 3, 4, 7, 8, 1023, 1024])) == [1, 2, 2, 1, 0, 0, 0, 0, 0, 1, 1]
     assert power_bins(np.array([], np.int64)) == []
+
+
+def test_a_forgotten_text_leaves_its_row_and_nothing_of_itself() -> None:
+    document = _documents(_texts(1))[:1].to_pylist()[0]
+    plain, _ = clean_document(document, CONFIG, BenchmarkIndex([]))
+    column = PASSAGES.names.index
+    gone = plain[0][column("text_hash")]
+    rows, _ = clean_document(document, CONFIG, BenchmarkIndex([]), frozenset([gone]))
+    assert (rows[0][column("text")], rows[0][column("title")], rows[0][column("status")]) == ("", "", "forgotten")
+    assert rows[0][column("passage_id")] == plain[0][column("passage_id")] and rows[1:] == plain[1:]

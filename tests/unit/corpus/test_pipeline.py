@@ -176,3 +176,16 @@ def test_missing_paths_name_themselves(world: SimpleNamespace) -> None:
 def test_source_names_are_checked(sources: tuple, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         IngestConfig(tuple(DocumentSource(name, "jsonl", "x") for name in sources))
+
+
+def test_the_file_of_forgotten_passages_is_read_and_bad_lines_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "forgotten.txt"
+    file.write_text("")
+    assert pipeline.read_forgotten(str(file)) == frozenset()
+    file.write_text("1 77\n2 78\n")
+    assert pipeline.read_forgotten(str(file)) == {77, 78}
+    file.write_text("1 77\n2\n")
+    with pytest.raises(InputError, match=r"forgotten.txt:2: it is no passage id and text hash"):
+        pipeline.read_forgotten(str(file))
+    with pytest.raises(InputError, match="there is no such file of forgotten passages"):
+        pipeline.read_forgotten(str(tmp_path / "none"))

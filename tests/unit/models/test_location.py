@@ -28,3 +28,10 @@ def test_nothing_is_uploaded_when_writing_fails() -> None:
         Path(local, "half").write_text("x")
         raise RuntimeError
     assert not fsspec.filesystem("memory").exists("/models/failed")
+
+
+def test_what_ships_with_the_package_is_found_from_anywhere() -> None:
+    found = Path(local_directory("package:release"))
+    assert found.name == "release" and (found / "merge.py").is_file()
+    with pytest.raises(InputError, match="there is no such model directory"):
+        local_directory("package:nowhere")

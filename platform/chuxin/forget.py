@@ -1,0 +1,129 @@
+"""What derives from a passage, and removing it: what jobs/forget.py prints and does.
+
+A passage is its text: every row that holds it, by the text's hash, counts, and every query that was written from it.
+Removal is by rebuilding: the hash goes into the file that curate's `forgotten` names, stored LLM answers go, and the
+artifacts that hold a trace are deleted, so that the next run of the recipe makes them anew without it. Leaves out: the
+raw files and ingest's copy of them, which are the user's to change; they are named.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from chuxin.artifacts import Artifact, filesystem, is_local
+from chuxin.errors import InputError
+from chuxin.lineage import holds, rows_with
+
+ELEMENT = "list.element.text_hash"
+PLACES = {
+    "passages": ("text_hash",), "synthetic": ("text_hash",),
+    "groups": (f"positives.{ELEMENT}", f"negatives.{ELEMENT}"),
+    "candidates": (f"candidates.{ELEMENT}", f"positives.{ELEMENT}", f"negatives.{ELEMENT}"),
+    "plan": (f"passages.{ELEMENT}",),
+}
+"""Where a passage's text, by its hash, stands in each table."""
+
+
+class Trace(NamedTuple):
+    """What one artifact holds of a passage."""
+
+    artifact: Artifact
+    rows: int
+    """Rows that hold the text or a query written from it; 0 where it only descends from one that does."""
+    what: str
+
+
+def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[str], list[Trace]]:
+    """Finds all that derives from a passage.
+
+    Args:
+        artifacts: The recipe's committed ones, in order.
+        passage_id: Of the table `passages`.
+
+    Returns:
+        Its text's hash; where the raw text stands; and a trace for every artifact to be made anew, in order.
+
+    Raises:
+        InputError: No artifact has this passage.
+    """
+    found = [row for artifact in artifacts for row in rows_with(artifact, "passages", "passage_id", [passage_id])]
+    if not found:
+        remedy = "Take a passage_id from curate's table `passages`"
+        raise InputError(f"passage {passage_id}", "no committed artifact has this passage", remedy)
+    text_hash = found[0].values["text_hash"]
+    columns = ["passage_id", "document_id"]
+    same = [row.values for artifact in artifacts
+            for row in rows_with(artifact, "passages", "text_hash", [text_hash], columns)]
+    raw = [f"{row.stage}: source {row.values['source']}, file {row.values['file']}, position {row.values['position']}"
+           for artifact in artifacts
+           for row in rows_with(artifact, "documents", "document_id", {own["document_id"] for own in same})]
+    raw += [f"{row.stage}: source {row.values['source']}, file {row.values['lineage']['file']}, position "
+            f"{row.values['lineage']['position']} (a labelled group)"
+            for artifact in artifacts if holds(artifact, "documents")
+            for column in PLACES["groups"] for row in rows_with(artifact, "groups", column, {text_hash})]
+    passages = {own["passage_id"] for own in same}
+    queries = {verdict["query_id"] for artifact in artifacts
+               for row in rows_with(artifact, "judged", "passage_id", passages)
+               for verdict in row.values["verdicts"]}
+    made: list[Trace] = []
+    for artifact in artifacts:
+        if holds(artifact, "documents"):
+            continue
+        counts = {table: number for table in (*PLACES, "judged")
+                  if (number := _count(artifact, table, text_hash, passages, queries))}
+        behind = {trace.artifact.fingerprint for trace in made}
+        given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
+        if counts or given & behind:
+            what = ", ".join(f"{number} in {table}" for table, number in counts.items())
+            made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
+    return text_hash, raw, made
+
+
+def _count(artifact: Artifact, table: str, text_hash: int, passages: set[int], queries: set[int]) -> int:
+    keys: list[tuple] = []
+    if table == "judged":
+        keys = [("passage_id", passages)]
+    elif table == "plan":
+        keys = [("passage_id", passages)]
+    keys += [(column, {text_hash}) for column in PLACES.get(table, ())]
+    if table in ("groups", "candidates", "plan"):
+        keys.append(("query_id", queries))
+    found = set()
+    for column, wanted in keys:
+        for row in rows_with(artifact, table, column, wanted):
+            own = row.values
+            found.add((row.part, *(own.get(name) for name in ("epoch", "batch", "row", "query_id", "passage_id"))))
+    return len(found)
+
+
+def remove(made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: str | None) -> None:
+    """Writes the passage into the file of forgotten ones, then deletes the artifacts that hold a trace.
+
+    In this order, so that a kill in between leaves a passage that the next rebuild forgets. Artifacts go last made
+    first: none is left whose inputs are gone.
+
+    Raises:
+        InputError: The config's curate names no such file.
+    """
+    if forgotten is None:
+        remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
+        raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
+    path = os.path.expanduser(forgotten)
+    line = f"{passage_id} {text_hash}\n"
+    with open(path, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        if line not in file.readlines():
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    for trace in reversed(made):
+        fs, local = filesystem(trace.artifact.uri)
+        if is_local(trace.artifact.uri):
+            os.remove(os.path.join(local, "manifest.json"))  # from here on nobody reads what is left
+            shutil.rmtree(local)
+        else:
+            fs.rm_file(f"{local}/manifest.json")
+            fs.rm(local, recursive=True)

@@ -1,0 +1,93 @@
+"""Finds rows in a workspace's committed artifacts: a group's story, and all that derives from a passage.
+
+A scan reads the id column of each row group and then only the row groups that hold a hit, so a story of 10^8 rows
+takes minutes and a constant memory. Leaves out: what is printed (why.py) and what is removed (forget.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chuxin.artifacts import Artifact, open_parquet
+
+HELD = ("positives", "negatives")
+"""The columns of groups and candidates that hold passages."""
+
+
+class Row(NamedTuple):
+    """A row that was found."""
+
+    stage: str
+    part: str
+    """Key of the partition it stands in."""
+    values: dict[str, Any]
+
+
+def holds(artifact: Artifact, table: str) -> bool:
+    """True if an artifact has a table of that name."""
+    return any(table in part["tables"] for part in artifact.partitions())
+
+
+def rows_with(
+    artifact: Artifact, table: str, column: str, wanted: Collection[int], columns: Sequence[str] | None = None
+) -> Iterator[Row]:
+    """Yields the rows of a table whose int64 column, or a leaf of a list of structs in it, is among `wanted`.
+
+    Args:
+        artifact: Committed.
+        table: One of its tables; nothing is found where it has none of that name.
+        column: A column, or a path such as "positives.list.element.text_hash": any element counts.
+        wanted: Values.
+        columns: Those of the row that are read; all by default.
+    """
+    if not wanted or not holds(artifact, table):
+        return
+    values = np.array(sorted(wanted), np.int64)
+    for part in artifact.partitions():
+        if table not in part["tables"]:
+            continue
+        file = open_parquet(f"{artifact.uri}/parts/{part['directory']}/{part['tables'][table]['file']}")
+        if column.partition(".")[0] not in file.schema_arrow.names:
+            return
+        for group in range(file.num_row_groups):
+            hit = _hits(file.read_row_group(group, columns=[column]).column(0).combine_chunks(), values)
+            if len(hit):
+                found = file.read_row_group(group, columns=columns).take(pa.array(hit))
+                yield from (Row(artifact.manifest["stage"], part["key"], row) for row in found.to_pylist())
+
+
+def _hits(column: pa.Array, values: np.ndarray) -> np.ndarray:
+    """Indices of the rows of which a value, at any depth, is among `values`."""
+    owner = None
+    while isinstance(column, (pa.ListArray, pa.StructArray)):
+        if isinstance(column, pa.StructArray):
+            column = column.flatten()[0]  # only the leaf that was asked for is read
+            continue
+        parents = pc.list_parent_indices(column).to_numpy()
+        owner = parents if owner is None else owner[parents]
+        column = pc.list_flatten(column)
+    found = np.flatnonzero(np.isin(column.fill_null(-1).to_numpy(zero_copy_only=False), values))
+    return found if owner is None else np.unique(owner[found])
+
+
+def steps_of(plan: Artifact, rows: Sequence[Row]) -> list[int]:
+    """Returns the steps, from 1, at which a training comes to rows of a plan.
+
+    A plan's files follow each other in the order of their keys, and a row's batch counts within its file.
+    """
+    before, start = {}, 0
+    for part in plan.partitions():
+        before[part["key"]] = start
+        start += part["facts"].get("batches", 0)
+    return sorted({before[row.part] + row.values["batch"] + 1 for row in rows})
+
+
+def descends(artifact: Artifact, ancestor: Artifact) -> bool:
+    """True if an artifact was made from another, through any number of stages."""
+    given = [Artifact(made["uri"]) for made in artifact.manifest["inputs"].values()]
+    return any(one.fingerprint == ancestor.fingerprint or descends(one, ancestor) for one in given)

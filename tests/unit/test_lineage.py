@@ -1,0 +1,158 @@
+"""A small workspace of artifacts, made by hand in the real formats, asked for stories and what to forget."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chuxin.artifacts import Artifact, Draft
+from chuxin.errors import InputError
+from chuxin.forget import remove, traces
+from chuxin.lineage import Row, rows_with, steps_of
+from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
+from chuxin.why import story
+
+SCHEMAS = {"documents": DOCUMENTS, "passages": PASSAGES, "groups": GROUPS, "synthetic": SYNTHETIC, "judged": JUDGED,
+           "candidates": CANDIDATES, "plan": PLAN_GROUPS}  # fmt: skip
+WRITTEN, LABELLED, OTHER = 900, 901, 902
+"""Queries: one that an LLM wrote from passage 1, a labelled one whose positive is that text, one that knows neither."""
+
+
+def passage(number: int, score: float | None = None) -> dict[str, Any]:
+    return {"passage_id": number, "text": f"正文{number}", "text_hash": 1000 + number, "score": score}
+
+
+def group(query: int, positive: int, negative: int, origin: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {"query_id": query, "query": f"问题{query}", "query_hash": query, "positives": [passage(positive, 2.5)],
+            "negatives": [passage(negative)], "source": source, "status": "keep",
+            "lineage": {"file": None, "position": None, "passage_id": None, **origin}}
+
+
+def plan_row(query: int, batch: int, passages: Sequence[int]) -> dict[str, Any]:
+    held = [{"passage_id": p, "text_hash": 1000 + p, "token_ids": [5], "score": None} for p in passages]
+    return {"epoch": 0, "batch": batch, "slice": 0, "row": query - 900, "query_id": query, "source": "s",
+            "query_hash": query, "query_ids": [4], "lengths": [1, 1], "passages": held}
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> list[Artifact]:
+    made: list[Artifact] = []
+
+    def commit(stage: str, inputs: Sequence[str], parts: Mapping[str, Mapping[str, list]],
+               facts: Mapping[str, Any] | None = None) -> None:
+        given = {a.manifest["stage"]: {"uri": a.uri, "fingerprint": a.fingerprint}
+                 for a in made if a.manifest["stage"] in inputs}
+        draft = Draft(str(tmp_path / stage), f"{stage}-print", {"stage": stage, "version": 3, "inputs": given}, print)
+        for key, tables in parts.items():
+            with draft.attempt(key) as attempt:
+                for table, rows in tables.items():
+                    half = len(rows) // 2 or 1  # two row groups, so that a hit may lie in either
+                    attempt.write(table, [pa.Table.from_pylist(rows[:half], SCHEMAS[table]),
+                                          pa.Table.from_pylist(rows[half:], SCHEMAS[table])], SCHEMAS[table])
+                attempt.count(facts={"batches": 2, **(facts or {})} if "plan" in tables else facts or {})
+        made.append(draft.close())
+
+    labelled = group(LABELLED, 1, 2, {"file": "pairs.jsonl", "position": 44}, "mtp")
+    other = group(OTHER, 2, 3, {"file": "pairs.jsonl", "position": 99}, "mtp")
+    written = group(WRITTEN, 1, 3, {"passage_id": 1}, "synthetic-web")
+    documents = [{"document_id": 10 * n, "source": "web", "file": f"{n}.jsonl", "position": 7 * n, "license": "mit",
+                  "text": f"正文{n}"} for n in (1, 2, 3)]
+    passages = [{"passage_id": n, "document_id": 10 * n, "offset": 0, "source": "web", "text": f"正文{n}",
+                 "text_hash": 1000 + n, "status": "keep"} for n in (1, 2, 3)]
+    verdicts = [{"query_id": WRITTEN, "query": "问题900", "criterion": "searchable", "verdict": "yes", "score": 0.875,
+                 "reason": "keep", "prompt_hash": "judgeprompt"}]
+    candidate = {"passage_id": 1, "text_hash": 1001, "dense": 0.9, "dense_rank": 1, "bm25_rank": 4, "given": True,
+                 "rerank": 2.5}
+    commit("ingest", [], {"a": {"documents": documents, "groups": [labelled, other]}})
+    commit("curate", ["ingest"], {"a": {"passages": passages}, "b": {"groups": [labelled, other]}})
+    commit("synthesize", ["curate"], {"a": {"synthetic": [
+        {"passage_id": 1, "text": "正文1", "text_hash": 1001, "model": "qwen", "prompt_hash": "writeprompt", "seed": 5,
+         "attempts": 2, "queries": [{"query": "问题900"}], "status": "keep"}]}})
+    commit("judge", ["synthesize"], {"a": {"judged": [{"passage_id": 1, "model": "qwen", "verdicts": verdicts}],
+                                           "groups": [written]}})
+    commit("mine", ["judge", "curate"], {"a": {"candidates": [{**written, "candidates": [candidate]}]}})
+    commit("select", ["mine"], {"a": {"groups": [written, other]}})
+    commit("pack", ["select"], {"p0": {"plan": [plan_row(OTHER, 0, [2, 3]), plan_row(WRITTEN, 1, [1, 3])]},
+                                "p1": {"plan": [plan_row(WRITTEN, 0, [1]), plan_row(OTHER, 1, [2])]}})
+    commit("refine", ["pack"], {"model": {}}, {"steps": 2})
+    commit("pack_other", ["curate"], {"p0": {"plan": [plan_row(OTHER, 0, [2]), plan_row(OTHER, 1, [2, 3])]}})
+    return made
+
+
+def test_rows_are_found_by_a_column_and_by_a_leaf_of_lists(artifacts: list[Artifact]) -> None:
+    curate = artifacts[1]
+    assert [r.values["passage_id"] for r in rows_with(curate, "passages", "passage_id", [1, 3, 77])] == [1, 3]
+    found = rows_with(curate, "groups", "positives.list.element.text_hash", [1001], ["query_id"])
+    assert list(found) == [Row("curate", "b", {"query_id": LABELLED})]
+    assert not list(rows_with(curate, "groups", "negatives.list.element.text_hash", [1001]))
+    assert not list(rows_with(curate, "plan", "query_id", [OTHER])) and not list(rows_with(curate, "passages", "x", []))
+
+
+def test_steps_count_through_the_files_of_a_plan(artifacts: list[Artifact]) -> None:
+    plan = next(a for a in artifacts if a.manifest["stage"] == "pack")
+    assert steps_of(plan, list(rows_with(plan, "plan", "query_id", [WRITTEN]))) == [2, 3]
+
+
+def test_a_written_query_s_story_goes_from_the_raw_document_to_the_steps(artifacts: list[Artifact]) -> None:
+    told = "\n".join(story(artifacts, WRITTEN))
+    assert told.startswith("query 900 “问题900”")
+    wanted = [
+        "file 1.jsonl, position 7, licence mit", "passage 1, 0 characters into it, status keep (version 3): “正文1”",
+        "written by qwen, prompt writeprompt, seed 5, 2 attempts: 1 queries",
+        "judge        keep, P(yes) 0.875 by qwen, criterion searchable, prompt judgeprompt",
+        "its own passage at dense rank 1, bm25 rank 4; 1 scored by the reranker",
+        "select       source synthetic-web, status keep", "positive 1 score 2.500: “正文1”", "negative 3: “正文3”",
+        "epoch 0 batch 1 row 0, epoch 0 batch 0 row 0", "refine       step 2 of 2",
+    ]  # fmt: skip
+    places = [told.find(line) for line in wanted]
+    assert -1 not in places
+
+
+def test_a_labelled_group_names_its_file_and_what_did_not_reach_it(artifacts: list[Artifact]) -> None:
+    told = "\n".join(story(artifacts, LABELLED))
+    assert "source mtp, file pairs.jsonl, position 44, status keep" in told and "written by" not in told
+    with pytest.raises(InputError, match="query 5: no committed artifact has this group"):
+        list(story(artifacts, 5))
+
+
+def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: list[Artifact]) -> None:
+    text_hash, raw, made = traces(artifacts, 1)
+    assert text_hash == 1001
+    assert raw == ["ingest: source web, file 1.jsonl, position 7",
+                   "ingest: source mtp, file pairs.jsonl, position 44 (a labelled group)"]
+    named = {trace.artifact.manifest["stage"]: trace.what for trace in made}
+    assert named == {
+        "curate": "1 in passages, 1 in groups", "synthesize": "1 in synthetic", "judge": "1 in groups, 1 in judged",
+        "mine": "1 in candidates", "select": "1 in groups", "pack": "2 in plan", "refine": "made from these",
+        "pack_other": "made from these",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="passage 12345"):
+        traces(artifacts, 12345)
+
+
+def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
+                                                                        tmp_path: Path) -> None:
+    text_hash, _, made = traces(artifacts, 1)
+    with pytest.raises(InputError, match="the config names no file of forgotten passages"):
+        remove(made, 1, text_hash, None)
+    assert all(Path(a.uri).is_dir() for a in artifacts)
+    forgotten = tmp_path / "forgotten.txt"
+    remove(made, 1, text_hash, str(forgotten))
+    assert forgotten.read_text() == "1 1001\n"
+    assert [a.manifest["stage"] for a in artifacts if Path(a.uri).exists()] == ["ingest"]
+    remove([], 1, text_hash, str(forgotten))
+    assert forgotten.read_text() == "1 1001\n"
+
+
+def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:
+    draft = Draft(str(tmp_path / "many"), "f", {"stage": "s", "inputs": {}}, print)
+    rng = np.random.default_rng(0)
+    lists = [[int(v) for v in rng.integers(0, 50, rng.integers(0, 4))] for _ in range(300)]
+    rows = [{**group(n, 1, 2, {}, "s"), "negatives": [passage(v) for v in held]} for n, held in enumerate(lists)]
+    with draft.attempt("a") as attempt:
+        attempt.write("groups", [pa.Table.from_pylist(rows[i:i + 70], GROUPS) for i in range(0, 300, 70)], GROUPS)
+    found = rows_with(draft.close(), "groups", "negatives.list.element.text_hash", {1007, 1013}, ["query_id"])
+    assert [r.values["query_id"] for r in found] == [n for n, held in enumerate(lists) if {7, 13} & set(held)]
