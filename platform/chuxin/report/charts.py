@@ -7,8 +7,10 @@ out: colours and markup (the templates).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+from chuxin.report.bins import SCORES_FROM
 
 Point = tuple[float, float]
 
@@ -108,13 +110,25 @@ def curve(losses: Sequence[tuple[int, float]]) -> Curve:
 
 def histogram(counts: Sequence[int]) -> list[Bar]:
     """Returns the bars of power-of-two bins, without the empty ones at both ends."""
-    filled = [i for i, count in enumerate(counts) if count]
-    if not filled:
-        return []
-    most = max(counts)
-    return [Bar(_bin_label(i), counts[i], 100 * counts[i] / most) for i in range(filled[0], filled[-1] + 1)]
+    return _bars(counts, _filled([counts]), _length_label)
 
 
-def _bin_label(i: int) -> str:
+def score_histograms(counts: Mapping[str, Sequence[int]]) -> dict[str, list[Bar]]:
+    """Returns the bars of score bins by name, all over the same range of scores, each to its own scale."""
+    shown = _filled(list(counts.values()))
+    return {name: _bars(own, shown, lambda i: str(SCORES_FROM + i)) for name, own in counts.items()}
+
+
+def _filled(series: Sequence[Sequence[int]]) -> range:
+    filled = [i for counts in series for i, count in enumerate(counts) if count]
+    return range(min(filled), max(filled) + 1) if filled else range(0)
+
+
+def _bars(counts: Sequence[int], shown: range, label: Callable[[int], str]) -> list[Bar]:
+    most = max(counts, default=0) or 1
+    return [Bar(label(i), counts[i], 100 * counts[i] / most) for i in shown]
+
+
+def _length_label(i: int) -> str:
     low = 0 if i == 0 else 2**i
     return f"{low // 1024}k" if low >= 1024 else str(low)

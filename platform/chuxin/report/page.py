@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from chuxin.report import charts
+from chuxin.report.bins import SCORE_MARK
 from chuxin.report.comparisons import comparisons, gain, leader, reference
 from chuxin.report.summary import StageRow, Summary
 
@@ -35,8 +36,10 @@ def render(summary: Summary) -> str:
             (stage.name, name, bars, sum(counts))
             for stage in summary.stages
             for name, counts in stage.histograms.items()
-            if (bars := charts.histogram(counts))
+            if not name.startswith(SCORE_MARK) and (bars := charts.histogram(counts))
         ],
+        scores=[(stage.name, figures) for stage in summary.stages if (figures := score_figures(stage))],
+        samples=[(stage.name, found) for stage in summary.stages if (found := stage.facts.get("samples"))],
         notes=[(stage.name, notes) for stage in summary.stages if (notes := scalar_facts(stage.facts))],
         seconds=sum(stage.seconds for stage in summary.stages if stage.status == "ran"),
     )
@@ -119,6 +122,12 @@ def _gains_of(system: str, part: Mapping[str, Any], results: Mapping[str, Any]) 
     if other in (None, first):
         return over_first, None, None
     return over_first, other, gain(part, system, other)
+
+
+def score_figures(stage: StageRow) -> list[tuple[str, list[charts.Bar], int]]:
+    """Returns a stage's plots of scores (name, bars, number of scores) over one range."""
+    counts = {name: own for name, own in stage.histograms.items() if name.startswith(SCORE_MARK) and sum(own)}
+    return [(name, bars, sum(counts[name])) for name, bars in charts.score_histograms(counts).items()]
 
 
 def scalar_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ PIECES = st.sampled_from([
 ])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.lists(PIECES, max_size=24).map("".join), st.text(max_size=40)))
 @example("乾縣")
 @example("不可貲計")

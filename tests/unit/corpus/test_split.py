@@ -14,7 +14,7 @@ TEXTS = st.lists(st.sampled_from([
 ]), max_size=80).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, st.integers(2, 60), st.integers(1, 30))
 def test_spans_cover_everything_but_blanks(text: str, max_chars: int, min_chars: int) -> None:
     config = SplitConfig(max_chars, min(min_chars, max_chars // 2))
@@ -28,7 +28,7 @@ def test_spans_cover_everything_but_blanks(text: str, max_chars: int, min_chars:
     assert not text[position:].strip()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS)
 def test_the_last_passage_is_not_a_scrap(text: str) -> None:
     text = normalize(text, NormalizeConfig())

@@ -110,6 +110,19 @@ def test_everything_is_on_the_page() -> None:
     assert "nested" not in text
 
 
+def test_scores_are_plotted_apart_from_lengths_and_samples_are_escaped() -> None:
+    counts = [0] * 24
+    counts[14] = 3
+    histograms = {"score_given": counts, "score_mined": counts, "score_none": [0] * 24, "query_chars": [0, 5]}
+    samples = [{"query": "<b>哪一年建成</b>", "kind": "question"}, {"query": "石桥", "kind": "keywords"}]
+    stage = StageRow("rerank", 1.0, 3, 3, {}, "ran", "a" * 32, histograms, {"samples": samples})
+    text = parse(render(dataclasses.replace(SUMMARY, stages=(*STAGES, stage)))).text
+    for part in ("Scores", "score_given rerank · 3 2", "score_mined", "query_chars rerank · 5", "Written queries",
+                 "query kind <b>哪一年建成</b> question 石桥 keywords"):
+        assert part in text, part
+    assert "score_none" not in text and "Written queries" not in parse(render(SUMMARY)).text
+
+
 def test_is_self_contained_small_and_without_script() -> None:
     html = render(SUMMARY)
     page = parse(html)
