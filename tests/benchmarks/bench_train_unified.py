@@ -91,8 +91,9 @@ def prepared_step():
             "passages": [{"passage_id": i, "text_hash": i, "token_ids": passages[i].tolist(), "score": None}
                          for i in own],
         })  # fmt: skip
-    lengths = np.array([*map(len, queries), *map(len, passages)], np.int64)
-    batch = Batch(1, 0, 0, len(rows), pa.Table.from_pylist(rows, PLAN_GROUPS), (lengths,))
+    lengths = np.concatenate([row["lengths"] for row in rows]).astype(np.int64)
+    texts = np.array([len(row["lengths"]) for row in rows], np.int64)
+    batch = Batch(1, 0, 0, len(rows), pa.Table.from_pylist(rows, PLAN_GROUPS), (lengths,), (texts,))
     config = FinetuneConfig(
         "", "", OptimizerConfig(learning_rate=1e-5, warmup_steps=0), seed=SETTINGS["seed"], dtype="fp32",
         temperature=SETTINGS["temperature"], heads="all", self_distill_from=1, dropout=SETTINGS["dropout"],

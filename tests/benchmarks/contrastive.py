@@ -49,7 +49,8 @@ def new_batch(queries: Sequence[Sequence[int]], groups: Sequence[Sequence[Sequen
                      "query_hash": -1 - row, "query_ids": query, "passages": structs,
                      "lengths": [len(query), *map(len, passages)]})  # fmt: skip
     table = pa.Table.from_pylist(rows, PLAN_GROUPS)
-    return Batch(1, 0, 0, len(rows), table, (np.concatenate([row["lengths"] for row in rows]),))
+    lengths, texts = np.concatenate([row["lengths"] for row in rows]), np.array([len(row["lengths"]) for row in rows])
+    return Batch(1, 0, 0, len(rows), table, (lengths,), (texts,))
 
 
 def new_objective(model, micro_batch_tokens: int, grad_cache: bool, **options):

@@ -3,10 +3,13 @@
     PYTHONPATH=platform python3 tests/gpu/bench_training.py            # an H200; writes results/gpu_training.json
     PYTHONPATH=platform python3 tests/gpu/bench_training.py --tiny     # the same code in seconds on a CPU; prints only
 
-It needs torch and transformers; FlagEmbedding's wheel where it is there. A step is forward and backward over fp32
-weights, the model under bf16 autocast, without optimizer, dropout or checkpointing; weights are random. Contrastive
-steps: queries of at most 64 tokens and their groups of passages, in-batch negatives; the unified one with
-self-distillation. Lengths are all the same (no padding for anybody) and, as `ragged`, uniform from an eighth of it up.
+It needs torch and transformers, and NumPy and pyarrow, in which plans are read; FlagEmbedding's wheel where it is
+there. A step is the training stages' own: their objectives (Contrastive with its loss in tiles and GradCache, Rebuild)
+on a plan's batch that the reader's thread has prepared, from the copy to the device to gradients. Weights are fp32 and
+random, the model runs under bf16 autocast, without optimizer, dropout or checkpointing. Contrastive steps: queries of
+at most 64 tokens and their groups of passages, in-batch negatives; the unified one with self-distillation. Each runs
+plain (all graphs are kept) and, as `grad_cache`, with one micro-batch's graph at a time. Lengths are all the same (no
+padding for anybody) and, as `ragged`, uniform from an eighth of it up.
 
 MFU = FLOPs that the step needs / its time / rate of a bf16 matrix product in the same run. FLOPs: 6 a token and weight
 of a matrix, 12 · layers · width · L² a text for attention; RetroMAE's decoder attention only for what it predicts.
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib
 import json
 import statistics
 import sys
@@ -28,21 +32,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from chuxin.losses.dense import dense_scores
-from chuxin.losses.infonce import infonce
-from chuxin.losses.multivector import multivector_scores, token_vectors
-from chuxin.losses.sparse import sparse_scores, token_weights
-from chuxin.losses.unified import Scores, unified
 from chuxin.models.encoder import M3Model, new_heads
-from chuxin.models.packed import Packed, pack
+from chuxin.models.retromae import RetroMAE
+from chuxin.models.retromae_masks import Drawing
+from chuxin.schema import PLAN_TEXTS
+from chuxin.training.finetune import Contrastive
+from chuxin.training.objective import Objective
+from chuxin.training.plan_reader import Batch
+from chuxin.training.pretrain import Rebuild
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+contrastive = importlib.import_module("contrastive")  # of the CPU's benchmarks: a plan's batch, the objective
 
 RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "gpu_training.json"
 TEMPERATURE = 0.02
-SPECIAL = (0, 1, 2, 3)  # <s>, <pad>, </s>, <unk>
+SPECIAL = contrastive.SPECIAL  # <s>, <pad>, </s>, <unk>
 QUERY_TOKENS = 64
 
 
@@ -58,6 +67,7 @@ class Sizes:
     lengths: tuple[int, ...] = (128, 512, 2048, 8192)
     retromae_lengths: tuple[int, ...] = (512, 8192)
     tokens: int = 32_768
+    micro_batch_tokens: int = 16_384
     group_size: int = 8
     warmup: int = 3
     rounds: int = 10
@@ -66,7 +76,7 @@ class Sizes:
 
 
 TINY = Sizes(layers=2, hidden=32, heads=4, intermediate=64, vocabulary=500, lengths=(16, 40), retromae_lengths=(16, 40),
-             tokens=320, group_size=2, warmup=1, rounds=2, matrix=64)  # fmt: skip
+             tokens=320, micro_batch_tokens=120, group_size=2, warmup=1, rounds=2, matrix=64)  # fmt: skip
 
 
 class Groups(NamedTuple):
@@ -80,10 +90,12 @@ class Groups(NamedTuple):
         kept, group = self.queries // 2, len(self.texts) // self.queries - 1
         return Groups(self.texts[:kept] + self.texts[self.queries : self.queries + kept * group], kept)
 
-    def positives(self) -> torch.Tensor:
-        """The passage that is each query's positive."""
+    def batch(self) -> Batch:
+        """The global batch, as a plan's reader gives it."""
         group = len(self.texts) // self.queries - 1
-        return torch.arange(self.queries) * group
+        texts = [text.tolist() for text in self.texts]
+        starts = range(self.queries, len(texts), group)
+        return contrastive.new_batch(texts[: self.queries], [texts[start : start + group] for start in starts])
 
 
 def main() -> None:
@@ -167,50 +179,53 @@ def new_model(sizes: Sizes, device: torch.device) -> M3Model:
     return M3Model(backbone, *new_heads(sizes.hidden, sizes.hidden, 0.02), heads_trained=False).to(device).train()
 
 
-def our_loss(model: M3Model, packed: Packed, groups: Groups, heads: bool, bf16: bool = True) -> torch.Tensor:
-    """The contrastive loss as the training stages have it, all texts in one pass."""
-    with autocast(packed.ids_T.device, bf16):  # as DeepSpeed has it, around the model alone: scores and losses are fp32
-        outputs = model(packed, heads)
-    queries = groups.queries
-    positive_B = groups.positives().to(packed.ids_T.device)
-    cosine_BC = dense_scores(outputs.dense_NH[:queries], outputs.dense_NH[queries:]) / TEMPERATURE
-    if not heads:
-        return infonce(cosine_BC, positive_B).mean()
-    border, lengths_N = sum(packed.lengths[:queries]), packed.bounds_N1.diff().long()
-    sides = [(slice(0, border), lengths_N[:queries]), (slice(border, None), lengths_N[queries:])]
-    weights = [token_weights(packed.ids_T[part], outputs.weight_T[part], lengths) for part, lengths in sides]
-    vectors = [token_vectors(outputs.vector_TD[part], lengths) for part, lengths in sides]
-    sparse_BC, multi_BC = sparse_scores(*weights, SPECIAL), multivector_scores(*vectors)
-    scores = Scores(cosine_BC, sparse_BC / TEMPERATURE, multi_BC / TEMPERATURE)
-    return unified(scores, positive_B, self_distill=True)[0].mean()
+def our_objective(model: M3Model, sizes: Sizes, heads: bool, cached: bool = False, bf16: bool = True) -> Contrastive:
+    """The finetune or the refine stage's objective around a model."""
+
+    def forward(*arguments: Any) -> Any:
+        # As DeepSpeed has it, around the model alone: scores and losses are fp32.
+        with autocast(next(model.parameters()).device, bf16):
+            return model(*arguments)
+
+    unified = {"heads": "all", "self_distill_from": 1} if heads else {}
+    return contrastive.new_objective(forward, sizes.micro_batch_tokens, cached, temperature=TEMPERATURE, **unified)
+
+
+def run_step(objective: Objective, prepared: Any, device: torch.device) -> torch.Tensor:
+    """A step up to gradients, as the loop runs it; returns the loss."""
+    return objective.backward(prepared, device, lambda loss, last: loss.backward()).means["loss"]
 
 
 def measure_contrastive(
     model: M3Model, theirs: type | None, groups: Groups, sizes: Sizes, heads: bool, device: torch.device, rate: float
 ) -> dict[str, Any]:  # fmt: skip
-    """Measures our step, and FlagEmbedding's at the largest size it can run."""
+    """Measures our step, plain and with GradCache, and FlagEmbedding's at the largest size it can run."""
 
-    def ours(part: Groups) -> dict[str, Any]:
-        packed = pack(part.texts).to(device)
-        return clocked(lambda: our_loss(model, packed, part, heads), model, packed.lengths, sizes, device)
+    def ours(part: Groups, cached: bool = False) -> dict[str, Any]:
+        objective = our_objective(model, sizes, heads, cached)
+        prepared, lengths = objective.prepare(part.batch()), list(map(len, part.texts))
+        found = clocked(lambda: run_step(objective, prepared, device), model, lengths, sizes, device)
+        flops = step_flops(lengths, sizes, sizes.hidden if heads else 0)
+        return found | {"micro_batches": len(prepared.parts), "mfu": flops / found["seconds"] / rate}
 
-    result = ours(groups)
-    flops = step_flops(list(map(len, groups.texts)), sizes, sizes.hidden if heads else 0)
-    result |= {"queries": groups.queries, "texts": len(groups.texts), "mfu": flops / result["seconds"] / rate}
+    result = ours(groups) | {"queries": groups.queries, "texts": len(groups.texts)}
+    result["grad_cache"] = ours(groups, cached=True)
     if theirs is None:
         return result
     model.zero_grad(set_to_none=True)
     other = their_model(theirs, model, heads)
 
-    def their_loss(*sides: dict[str, torch.Tensor]) -> torch.Tensor:
+    def their_step(*sides: dict[str, torch.Tensor]) -> torch.Tensor:
         with autocast(device):
-            return other(*sides).loss
+            loss = other(*sides).loss
+        loss.backward()
+        return loss.detach()
 
     while groups.queries:
         sides = [padded(texts, device) for texts in (groups.texts[: groups.queries], groups.texts[groups.queries :])]
         try:
             lengths = list(map(len, groups.texts))
-            found = clocked(lambda sides=sides: their_loss(*sides), model, lengths, sizes, device)
+            found = clocked(lambda sides=sides: their_step(*sides), model, lengths, sizes, device)
         except torch.cuda.OutOfMemoryError:
             groups = groups.half()
             model.zero_grad(set_to_none=True)
@@ -242,12 +257,17 @@ def largest_difference(model: M3Model, theirs: type, sizes: Sizes, heads: bool, 
     tiny = dataclasses.replace(sizes, tokens=8 * 16, group_size=2)
     groups = draw_groups(tiny, 16, "equal")
     sides = [padded(texts, device) for texts in (groups.texts[: groups.queries], groups.texts[groups.queries :])]
-    packed, other = pack(groups.texts).to(device), their_model(theirs, model, heads)
+    objective, other = our_objective(model, sizes, heads, cached=True, bf16=False), their_model(theirs, model, heads)
+
+    def their_step() -> torch.Tensor:
+        loss = other(*sides).loss
+        loss.backward()
+        return loss
+
     found = []
-    for loss in (lambda: our_loss(model, packed, groups, heads, bf16=False), lambda: other(*sides).loss):
+    for step in (lambda: run_step(objective, objective.prepare(groups.batch()), device), their_step):
         model.zero_grad(set_to_none=True)
-        value = loss()
-        value.backward()
+        value = step()
         # A key's bias has no gradient but rounding's.
         moved = [p.grad for name, p in model.named_parameters() if p.grad is not None and "key.bias" not in name]
         found.append(torch.stack([value.detach(), *(gradient.norm() for gradient in moved)]))
@@ -286,31 +306,37 @@ def measure_retromae(
     model: M3Model, sizes: Sizes, length: int, device: torch.device, rate: float
 ) -> dict[str, Any]:
     """Measures RetroMAE's step, masks drawn in it, on texts of one length."""
-    from chuxin.models.retromae import RetroMAE
-    from chuxin.models.retromae_masks import Drawing, lay_out
-
     rng = np.random.default_rng(sizes.seed)
-    drawn = [draw_text(rng, length, sizes.vocabulary) for _ in range(max(1, sizes.tokens // length))]
+    texts = [draw_text(rng, length, sizes.vocabulary) for _ in range(max(1, sizes.tokens // length))]
     mask = sizes.vocabulary - 1
     drawing = Drawing(sizes.seed, 0.3, 0.5, sizes.vocabulary, mask, (*SPECIAL, mask))
-    texts = lay_out(drawn, np.arange(len(drawn), dtype=np.int32), drawing).to(device)
     module = RetroMAE(model, sizes.seed, 0.0).to(device).train()
 
-    def loss() -> torch.Tensor:
+    def forward(*arguments: Any) -> Any:
         with autocast(device):
-            losses = module(texts)
-        return losses.encoder / sum(texts.masked) + losses.decoder / sum(texts.maskable)
+            return module(*arguments)
 
-    result = clocked(loss, module, [length] * len(drawn), sizes, device)
-    masked, predicted, layer = sum(texts.masked), sum(texts.maskable), weights_of_a_layer(sizes)
+    objective = Rebuild(forward, drawing, sizes.micro_batch_tokens, ("drawn",))
+    prepared = objective.prepare(text_batch(texts))
+    result = clocked(lambda: run_step(objective, prepared, device), module, [length] * len(texts), sizes, device)
+    masked, predicted, layer = prepared.masked, prepared.maskable, weights_of_a_layer(sizes)
     # Keys and values of all tokens, the rest of the layer for predicted ones; then two heads and their projections.
-    decoder = 2 * sizes.hidden**2 * sizes.tokens // length * length + (layer - 2 * sizes.hidden**2) * predicted
+    decoder = 2 * sizes.hidden**2 * len(texts) * length + (layer - 2 * sizes.hidden**2) * predicted
     head = (sizes.hidden**2 + sizes.hidden * sizes.vocabulary) * (masked + predicted)
-    flops = step_flops([length] * len(drawn), sizes, 0) + 6 * (decoder + head) + 12 * sizes.hidden * length * predicted
-    row = {"step": "retromae", "length": length, "kind": "equal", "texts": len(drawn)} | result
-    row["mfu"] = flops / row["seconds"] / rate
+    flops = step_flops([length] * len(texts), sizes, 0) + 6 * (decoder + head) + 12 * sizes.hidden * length * predicted
+    row = {"step": "retromae", "length": length, "kind": "equal", "texts": len(texts)} | result
+    row |= {"micro_batches": len(prepared.parts), "mfu": flops / row["seconds"] / rate}
     print(json.dumps(row), flush=True)
     return row
+
+
+def text_batch(texts: list[np.ndarray]) -> Batch:
+    """A global batch of texts, as a plan's reader gives it."""
+    rows = [{"epoch": 0, "batch": 0, "slice": 0, "row": row, "passage_id": row, "offset": 0, "source": "drawn",
+             "length": len(text), "token_ids": text.tolist()} for row, text in enumerate(texts)]  # fmt: skip
+    lengths = np.array([len(text) for text in texts], np.int64)
+    table = pa.Table.from_pylist(rows, PLAN_TEXTS)
+    return Batch(1, 0, 0, len(rows), table, (lengths,), (np.ones_like(lengths),))
 
 
 def weights_of_a_layer(sizes: Sizes) -> int:
@@ -325,10 +351,10 @@ def step_flops(lengths: list[int], sizes: Sizes, vector_width: int) -> int:
 
 
 def clocked(
-    loss: Callable[[], torch.Tensor], module: torch.nn.Module, lengths: list[int] | tuple[int, ...], sizes: Sizes,
+    step: Callable[[], torch.Tensor], module: torch.nn.Module, lengths: list[int] | tuple[int, ...], sizes: Sizes,
     device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
-    """Runs forward and backward passes and returns the median time, the rate in real tokens, memory and the loss."""
+    """Runs steps up to gradients and returns the median time, the rate in real tokens, memory and the loss."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -336,8 +362,7 @@ def clocked(
     for turn in range(sizes.warmup + sizes.rounds):
         module.zero_grad(set_to_none=True)
         begun = now(device)
-        value = loss()
-        value.backward()
+        value = step()
         if turn >= sizes.warmup:
             seconds.append(now(device) - begun)
     module.zero_grad(set_to_none=True)

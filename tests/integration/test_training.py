@@ -2,9 +2,10 @@
 
 As a script it is the driver of some runs, which the tests start in a process group of its own:
 
-    python tests/integration/test_training.py INPUTS WORKSPACE RUNS    RUNS: JSON list of [name, changes, kill] triples
+    python tests/integration/test_training.py INPUTS WORKSPACE RUNS    RUNS: JSON list of [name, changes, loses] triples
 
-`changes` to the base config's execution, or of it; with `kill` the driver kills one worker behind step 6.
+`changes` to the base config's execution, or of it. Behind step 6 the run loses what `loses` says: nothing, a worker
+(the driver kills one), or a node (it runs on two nodes of one CPU each, and the second goes).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,11 +22,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from chuxin.errors import InputError
 from chuxin.runner import Stage
+from chuxin.training import checkpoint
 from chuxin.training.config import (
     DevConfig,
     FinetuneConfig,
@@ -37,8 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, KILL_AT = 12, 6
 MARK = f"*/state/checkpoints/step-{KILL_AT:08d}-*/complete.json"
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, schedule="wsd", decay_steps=4)
-Runs = list[tuple[str, dict, bool]]
-pytestmark = pytest.mark.integration
+TIMED = {"seconds", "tokens_per_second", "mfu"}
+Runs = list[tuple[str, dict, str]]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # eight runs one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +58,10 @@ class OneStage:
 
 def recipe(inputs: str, workspace: str, name: str, changes: dict) -> OneStage:
     execution = TrainExecution(**{"checkpoint_every": KILL_AT, **changes.pop("execution", {})})
-    start = (f"{inputs}/plan", f"{inputs}/model", OPTIMIZER, 1)
+    start = (f"{inputs}/{changes.pop('plan', 'plan')}", f"{inputs}/model", OPTIMIZER, 1)
     if changes.pop("stage", "finetune") == "reranker":
-        config = RerankerConfig(*start, dtype="fp32", max_steps=2, execution=execution)
+        optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=1)
+        config = RerankerConfig(*start[:2], optimizer, 1, dtype="fp32", max_steps=2, execution=execution)
         return OneStage(f"{workspace}/{name}", reranker=config)
     dev = DevConfig(f"{inputs}/benchmark", 4, 16, 64) if changes.pop("dev", False) else None
     config = FinetuneConfig(*start, temperature=0.05, dtype="fp32", dropout=0.1, ema_decay=0.8, dev=dev,
@@ -68,30 +75,62 @@ def drive(inputs: str, workspace: str, runs: Runs) -> None:
 
     from chuxin import runner
 
-    environment = {"env_vars": {"PYTHONPATH": str(ROOT / "platform")}}
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="warning",
-             object_store_memory=100 * 2**20, runtime_env=environment)  # fmt: skip
-    for name, changes, kill in runs:
+    options = {"log_to_driver": False, "logging_level": "warning",
+               "runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT / "platform")}}}  # fmt: skip
+    nodes = None
+    if any(loses == "node" for *_, loses in runs):
+        nodes = two_nodes()
+        ray.init(address=nodes[0].address, **options)
+    else:
+        ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, **options)
+    for name, changes, loses in runs:
+        print(f"{name}: begins", flush=True)
         made = recipe(inputs, workspace, name, dict(changes))
         stage, = (f.name for f in dataclasses.fields(made) if f.name != "workspace" and getattr(made, f.name))
-        if kill:
-            threading.Thread(target=kill_worker, args=(Path(workspace) / name,), daemon=True).start()
+        if loses:
+            target, given = (kill_worker, ()) if loses == "worker" else (remove_node, nodes)
+            threading.Thread(target=target, args=(Path(workspace) / name, *given), daemon=True).start()
         bound, = runner.bind(made, tuple(
             Stage(one, "finetune", f"chuxin.training.worker:{one}", 1) for one in ("finetune", "reranker")
         ))  # fmt: skip
         started = time.time()
-        runner.run_here(bound, made)
+        try:
+            runner.run_here(bound, made)
+        except InputError as error:  # exit code 2 of a job
+            print(f"refused: {error}", flush=True)
         print(f"{name}: {stage} took {time.time() - started:.1f} s", flush=True)
     ray.shutdown()
+    if nodes is not None:
+        nodes[0].shutdown()
 
 
 def kill_worker(workspace: Path) -> None:
-    """Kills a training worker of this driver once the checkpoint is complete."""
+    """Kills a training worker of this driver once the checkpoint is complete; its pid is known before."""
+    workers: list[int] = []
+    while len(workers) < 2:
+        time.sleep(0.1)
+        workers = [pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in command(pid)]
     while not list(workspace.glob(MARK)):
         time.sleep(0.01)
-    worker = next(pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in command(pid))
-    os.kill(worker, signal.SIGKILL)
-    print(f"killed worker {worker}", flush=True)
+    os.kill(workers[0], signal.SIGKILL)
+    print(f"killed worker {workers[0]}", flush=True)
+
+
+def two_nodes() -> tuple:
+    """A cluster of two nodes of one CPU each: of two workers one runs on each."""
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    return cluster, cluster.add_node(num_cpus=1, **memory)
+
+
+def remove_node(workspace: Path, cluster: Any, node: Any) -> None:
+    """Ends the second node at once, with whatever runs on it, when the checkpoint is complete."""
+    while not list(workspace.glob(MARK)):
+        time.sleep(0.01)
+    cluster.remove_node(node, allow_graceful=False)
+    print("removed a node", flush=True)
 
 
 def start(inputs: Path, workspace: Path, runs: Runs) -> subprocess.Popen:
@@ -145,6 +184,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                        intermediate=384, max_len=160, dropout=0.1)  # fmt: skip
     save_model(new_model(shape, len(tokenizer)), tokenizer, str(directory / "model"))
     write_plan(str(directory / "plan"), len(tokenizer), vocabulary_fingerprint(tokenizer))
+    shutil.copytree(directory / "plan", directory / "damaged")
+    damage(next((directory / "damaged").glob("parts/*/plan.parquet")))
     write_benchmark(directory / "benchmark", sentences)
     return directory
 
@@ -181,6 +222,18 @@ def write_plan(uri: str, ids: int, vocabulary: str) -> None:
     draft.close()
 
 
+def damage(file: Path) -> None:
+    """Overwrites what only the second of two ranks reads of batch 3: the queries' ids in slice 1."""
+    import pyarrow.parquet as pq
+
+    group = pq.ParquetFile(file).metadata.row_group(4 * 3 + 1)
+    columns = (group.column(index) for index in range(group.num_columns))
+    chunk = next(column for column in columns if column.path_in_schema.startswith("query_ids"))
+    with open(file, "r+b") as opened:
+        opened.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+        opened.write(bytes(chunk.total_compressed_size))
+
+
 def write_benchmark(directory: Path, sentences: list[str]) -> None:
     (directory / "qrels").mkdir(parents=True)
     for name, texts in (("corpus", sentences), ("queries", [sentence[:5] for sentence in sentences[:30]])):
@@ -197,38 +250,62 @@ def workspace(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed     dies behind step 6 with everything Ray started; run again as it was
     wider      the same death; run again with 2 workers and ZeRO 3
     narrower   2 workers and ZeRO 2 whose driver dies; run again with 1 worker and ZeRO 0
-    lost       1 to 2 workers, of which one dies; with a dev benchmark
+    pair       left alone: 2 workers, ZeRO 1, with a dev benchmark
+    lost       the same, but one of the workers dies
+    damaged    2 workers, of which the second cannot read batch 3 of its plan
     reranker   2 steps of a cross-encoder
     """
     space = tmp_path_factory.mktemp("runs") / "space"
     two = {"execution": {"num_workers": 2, "zero_stage": 2}}
-    doomed = {name: start(inputs, space, [(name, changes, False)])
+    doomed = {name: start(inputs, space, [(name, changes, "")])
               for name, changes in (("killed", {}), ("narrower", two))}  # fmt: skip
     deadline = time.monotonic() + 250
     while doomed:
         for name, process in list(doomed.items()):
             assert process.poll() is None and time.monotonic() < deadline, f"{name} ended too early"
-            if list((space / name).glob(MARK)):
+            for mark in (space / name).glob(MARK):
+                # As its successor will: a driver's workers outlive it by up to a second, enough for all steps left.
+                state = mark.parents[2]
+                checkpoint.claim(str(state))
                 kill(doomed.pop(name), everything=name == "killed")
-                assert not list((space / name).glob("finetune-*/state/export.json")), f"{name} was killed too late"
+                assert checkpoint.newest(str(state)).step == KILL_AT and not (state / "export.json").exists(), name
         time.sleep(0.01)
     shutil.copytree(space / "killed", space / "wider")
-    lost = {"dev": True, "execution": {"num_workers": 2, "min_workers": 1, "zero_stage": 1}}
-    runs: Runs = [
-        ("killed", {}, False), ("whole", {}, False), ("narrower", {}, False),
-        ("wider", {"execution": {"num_workers": 2, "zero_stage": 3}}, False), ("lost", lost, True),
-        ("reranker", {"stage": "reranker", "execution": {"num_workers": 2}}, False),
-    ]  # fmt: skip
-    driver = start(inputs, space, runs)
+    pair = {"dev": True, "execution": {"num_workers": 2, "zero_stage": 1}}
+    finish(inputs, space, [
+        ("killed", {}, ""), ("whole", {}, ""), ("narrower", {}, ""),
+        ("wider", {"execution": {"num_workers": 2, "zero_stage": 3}}, ""), ("pair", pair, ""), ("lost", pair, "worker"),
+        ("damaged", {"plan": "damaged", "execution": {"num_workers": 2}}, ""),
+        ("reranker", {"stage": "reranker", "execution": {"num_workers": 2}}, ""),
+    ])  # fmt: skip
+    return space
+
+
+def finish(inputs: Path, workspace: Path, runs: Runs) -> None:
+    driver = start(inputs, workspace, runs)
     try:
-        assert driver.wait(timeout=500) == 0, log(space)
+        assert driver.wait(timeout=800) == 0, log(workspace)
     finally:
         kill(driver, everything=True)
-    return space
 
 
 def log(workspace: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(workspace.parent.glob("space-*.log")))
+
+
+def told(workspace: Path, name: str) -> str:
+    """What the driver that finished a run printed of it."""
+    return log(workspace).rpartition(f"{name}: begins\n")[2].partition(f"\n{name}: ")[0]
+
+
+def continued(workspace: Path, name: str) -> list[tuple[int, int]]:
+    """Steps that a run's parts went on from, with the number of workers each had; 0 is a beginning."""
+    lines = re.findall(r"(?:begins|continues after step (\d+)): \d+ steps, (\d+) worker", told(workspace, name))
+    return [(int(step or 0), int(workers)) for step, workers in lines]
+
+
+def untimed(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in records]
 
 
 def result(workspace: Path, name: str) -> tuple[dict, Path, list[dict]]:
@@ -242,17 +319,25 @@ def result(workspace: Path, name: str) -> tuple[dict, Path, list[dict]]:
 def test_killed_and_run_again_gives_the_same_weights_to_the_bit(workspace: Path) -> None:
     (whole, expected, records), (manifest, found, again) = (result(workspace, name) for name in ("whole", "killed"))
     assert (found / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
-    timed = {"seconds", "tokens_per_second", "mfu"}
-    plain, other = ([{k: v for k, v in r.items() if k not in timed} for r in rows] for rows in (records, again))
-    assert plain == other and [record["step"] for record in again] == list(range(1, STEPS + 1))
-    assert set(records[0]) >= {"loss", "loss_by_source", "grad_norm", "lr", "accuracy", "padding_share", *timed}
+    assert untimed(records) == untimed(again) and [record["step"] for record in again] == list(range(1, STEPS + 1))
+    assert set(records[0]) >= {"loss", "loss_by_source", "grad_norm", "lr", "accuracy", "padding_share", *TIMED}
     assert manifest["facts"] == whole["facts"] and manifest["rows_in"] == sum(r["rows"] for r in records)
-    assert log(workspace).count(f"continues after step {KILL_AT}") == 4
+    assert continued(workspace, "whole") == [(0, 1)] and continued(workspace, "killed") == [(KILL_AT, 1)]
 
 
-@pytest.mark.parametrize("name", ["wider", "narrower", "lost"])
+def test_a_lost_worker_is_replaced_and_gives_the_same_weights_to_the_bit(workspace: Path) -> None:
+    (whole, expected, records), (manifest, found, again) = (result(workspace, name) for name in ("pair", "lost"))
+    assert "killed worker" in told(workspace, "lost")
+    assert continued(workspace, "pair") == [(0, 2)] and continued(workspace, "lost") == [(0, 2), (KILL_AT, 2)]
+    assert (found / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
+    assert untimed(records) == untimed(again) and manifest["facts"] == whole["facts"]
+
+
+@pytest.mark.parametrize("name", ["wider", "narrower", "pair"])
 def test_other_workers_and_stages_lose_alike(workspace: Path, name: str) -> None:
     (_, expected, one), (manifest, directory, other) = (result(workspace, run) for run in ("whole", name))
+    parts = {"wider": [(KILL_AT, 2)], "narrower": [(KILL_AT, 1)], "pair": [(0, 2)]}
+    assert continued(workspace, name) == parts[name]
     assert [record["step"] for record in other] == list(range(1, STEPS + 1))
     for record, again in zip(one, other, strict=True):
         assert again["loss"] == pytest.approx(record["loss"], abs=1e-5)
@@ -261,7 +346,7 @@ def test_other_workers_and_stages_lose_alike(workspace: Path, name: str) -> None
         for same in ("rows", "tokens", "rows_seen", "tokens_seen", "lr", "epoch", "batch"):
             assert again[same] == record[same], same
     assert manifest["facts"]["steps"] == STEPS and (directory / "model/sparse_linear.pt").is_file()
-    if name == "lost":
+    if name == "pair":
         return  # exports its best weights, not the last
     weights, others = (load_file(path / "model/model.safetensors") for path in (expected, directory))
     assert weights.keys() == others.keys()
@@ -270,14 +355,33 @@ def test_other_workers_and_stages_lose_alike(workspace: Path, name: str) -> None
     assert distance < 1e-5 * sum(weight.numel() for weight in weights.values())
 
 
-def test_a_lost_worker_is_replaced_and_the_best_weights_are_kept(workspace: Path) -> None:
-    manifest, _, records = result(workspace, "lost")
-    assert "killed worker" in log(workspace)
+@pytest.mark.parametrize("name", ["pair", "lost"])
+def test_the_best_weights_are_kept(workspace: Path, name: str) -> None:
+    manifest, _, records = result(workspace, name)
     scores = {r["step"]: r["dev_ndcg_at_10"] for r in records if "dev_ndcg_at_10" in r}
     assert list(scores) == [4, 8, 12] and all(0 <= score <= 1 for score in scores.values())
     best = max(scores, key=lambda step: (scores[step], -step))
     assert manifest["facts"]["best_step"] == best
     assert manifest["facts"]["dev_ndcg_at_10"] == pytest.approx(scores[best], abs=1e-6)
+
+
+def test_an_error_of_one_rank_ends_the_run_with_its_message_and_records(workspace: Path) -> None:
+    """The other rank waits for it in a collective, half an hour if nothing ends it; so would this test."""
+    lines = told(workspace, "damaged")
+    assert re.search(r"^refused: finetune: step 4: the plan cannot be read \(.+\)\. Remove the artifact", lines, re.M)
+    records = checkpoint.read_records(re.search(r"the records up to here are in (\S+)", lines)[1])
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert records[0]["loss"] == pytest.approx(result(workspace, "whole")[2][0]["loss"], abs=1e-5)
+
+
+def test_a_group_goes_on_with_fewer_workers_when_a_node_is_lost(workspace: Path, inputs: Path) -> None:
+    execution = {"num_workers": 2, "min_workers": 1, "zero_stage": 1}
+    finish(inputs, workspace, [("shrunk", {"execution": execution}, "node")])
+    assert "removed a node" in told(workspace, "shrunk")
+    assert continued(workspace, "shrunk") == [(0, 2), (KILL_AT, 1)]
+    (_, _, one), (_, _, other) = (result(workspace, run) for run in ("whole", "shrunk"))
+    assert [record["step"] for record in other] == list(range(1, STEPS + 1))
+    assert [record["loss"] for record in other] == pytest.approx([record["loss"] for record in one], abs=1e-5)
 
 
 def test_a_reranker_trains_in_the_same_loop(workspace: Path) -> None:

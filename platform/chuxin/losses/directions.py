@@ -5,7 +5,7 @@ columns beside the passages. For dense vectors only: sparse scores are not norma
 share many tokens, would outweigh every query. Leaves out: the fourth direction of GTE, other queries against the
 positive.
 
-Shapes: B queries of a tile, Q queries of all ranks, P passages of all ranks, H width.
+Shapes: B queries of a tile, Q queries of all ranks, P passages of all ranks, X either of them, H width.
 """
 
 from __future__ import annotations
@@ -16,37 +16,42 @@ from chuxin.losses.dense import dense_scores
 from chuxin.losses.infonce import same_text
 
 
-def query_to_query(
-    query_BH: torch.Tensor, query_QH: torch.Tensor, own_B: torch.Tensor,
-    query_hash_Q: torch.Tensor, positive_hash_Q: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """Returns cosines [B, Q] of queries with all queries, -inf for those that are no negatives.
+def further_scores(own_BH: torch.Tensor, other_XH: torch.Tensor, excluded_BX: torch.Tensor) -> torch.Tensor:
+    """Returns cosines [B, X] with what else is a negative, -inf for what is none.
 
     Args:
-        query_BH: Vectors of length 1.
-        query_QH: All queries' vectors, the tile's among them.
-        own_B: int64, the row of each of the tile's queries in `query_QH`.
-        query_hash_Q: int64 hashes of all queries' texts. The query itself and its copies are no negatives.
-        positive_hash_Q: int64 hashes of their positives' texts. Nor is a query with the same positive.
+        own_BH: Vectors of length 1 of the tile's queries (query to query) or of their positives (passage to passage).
+        other_XH: Vectors of length 1 of all queries, or of all passages.
+        excluded_BX: bool, from `no_query_negatives` or `no_passage_negatives`.
     """
-    copies_BQ = query_hash_Q[None, :] == query_hash_Q[own_B][:, None]
-    answered_BQ = positive_hash_Q[None, :] == positive_hash_Q[own_B][:, None]
-    return dense_scores(query_BH, query_QH).masked_fill(copies_BQ | answered_BQ, float("-inf"))
+    return dense_scores(own_BH, other_XH).masked_fill(excluded_BX, float("-inf"))
 
 
-def passage_to_passage(
-    passage_PH: torch.Tensor, positive_B: torch.Tensor, own_BP: torch.Tensor,
-    query_hash_B: torch.Tensor, passage_hash_P: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    """Returns cosines [B, P] of each query's positive with all passages, -inf for those that are no negatives.
+def no_query_negatives(
+    own_B: torch.Tensor, query_hash_Q: torch.Tensor, positive_hash_Q: torch.Tensor
+) -> torch.Tensor:
+    """Marks the queries [B, Q] that are no negatives of a query: itself, its copies, those with the same positive.
 
     Args:
-        passage_PH: Vectors of length 1.
-        positive_B: int64, the row of each query's positive.
+        own_B: int64, the place of each of the tile's queries among all.
+        query_hash_Q: int64 hashes of all queries' texts.
+        positive_hash_Q: int64 hashes of their positives' texts.
+    """
+    hashes_Q = (query_hash_Q, positive_hash_Q)
+    copies_BQ, answered_BQ = (hash_Q[None, :] == hash_Q[own_B][:, None] for hash_Q in hashes_Q)
+    return copies_BQ | answered_BQ
+
+
+def no_passage_negatives(
+    positive_B: torch.Tensor, own_BP: torch.Tensor, query_hash_B: torch.Tensor, passage_hash_P: torch.Tensor
+) -> torch.Tensor:
+    """Marks the passages [B, P] that are no negatives of a query's positive: copies of query or positive, its group.
+
+    Args:
+        positive_B: int64, the place of each query's positive among the passages.
         own_BP: bool, the query's own group: its negatives are near the positive for good reason (sentence-transformers
             leaves them out as well).
         query_hash_B: int64 hashes of the queries' texts.
-        passage_hash_P: int64 hashes of the passages' texts. Copies of query or positive are no negatives.
+        passage_hash_P: int64 hashes of the passages' texts.
     """
-    excluded_BP = own_BP | same_text(query_hash_B, passage_hash_P[positive_B], passage_hash_P)
-    return dense_scores(passage_PH[positive_B], passage_PH).masked_fill(excluded_BP, float("-inf"))
+    return own_BP | same_text(query_hash_B, passage_hash_P[positive_B], passage_hash_P)

@@ -44,7 +44,7 @@ def linear_cross_entropy(
         states_NH: What is projected; N may be 0, gradients are then zero.
         table_VH: Output embeddings, usually the input's (tied).
         bias_V: One number an entry.
-        target_N: int64, the right entries.
+        target_N: int64, the right entries; one beyond the vocabulary makes the loss NaN.
         tile: Sizes; None takes the measured ones of the device.
 
     Returns:
@@ -113,18 +113,26 @@ def _one_block(
         bias_C, table_CH = bias_V[part].to(dtype), table_VH[part].to(dtype)
         return torch.addmm(bias_C, states_RH, table_CH.T, out=place(part))
 
+    def right(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        # Where in the tile the right entry stands [R, 1] (anywhere if it is in another), and whether it does.
+        place_R1 = (target_R - part.start)[:, None]
+        within_R1 = place_R1.clamp(0, part.stop - part.start - 1)
+        return within_R1, within_R1 == place_R1
+
     largest_R = torch.full((size,), float("-inf"), device=states_RH.device)
     total_R = torch.zeros_like(largest_R)
+    right_R = torch.full_like(largest_R, float("nan"))  # stays so for a target that is no entry: nobody asks a device
     for part in columns:  # Milakov & Gimelshein 2018: the maximum and the sum in one round
         logits_RC = project(part)
+        # The tile's own number, rounded as the sum's is: computed apart from it, losses near 0 would be below 0.
+        place_R1, inside_R1 = right(part)
+        right_R = torch.where(inside_R1, logits_RC.gather(1, place_R1).float(), right_R[:, None])[:, 0]
         risen_R = torch.maximum(largest_R, logits_RC.amax(1).float())
         powers_RC = logits_RC.to(torch.float32, copy=kept).sub_(risen_R[:, None]).exp_()
         total_R.mul_((largest_R - risen_R).exp_()).add_(powers_RC.sum(1))
         largest_R = risen_R
     norm_R = total_R.log_().add_(largest_R)
-    right_RH = table_VH[target_R].to(dtype).float()
-    own_RH = states_RH.float()
-    losses_R = norm_R - (own_RH * right_RH).sum(1) - bias_V[target_R].to(dtype).float()
+    losses_R = norm_R - right_R
     if gradients is None:
         return losses_R
 
@@ -132,14 +140,14 @@ def _one_block(
     for part in columns:
         logits_RC = place(part) if kept else project(part)
         share_RC = logits_RC.float().sub_(norm_R[:, None]).exp_()
+        # Before rounding: of 1 - 0.001 bf16 would make 1, and a nearly certain token would teach nothing.
+        place_R1, inside_R1 = right(part)
+        share_RC.scatter_add_(1, place_R1, -inside_R1.float())
         bias_C = share_RC.sum(0)
         whole_V[part] = bias_C if first else whole_V[part].add_(bias_C)
         share_RC = share_RC.to(dtype)
         _multiply(state_RH, share_RC, table_VH[part].to(dtype), fresh=part.start == 0)
         _multiply(whole_VH[part], share_RC.T, states_RH, fresh=first)
-    state_RH.sub_(right_RH)
-    whole_VH.index_add_(0, target_R, own_RH, alpha=-1)
-    whole_V.index_add_(0, target_R, torch.ones_like(norm_R), alpha=-1)
     return losses_R
 
 

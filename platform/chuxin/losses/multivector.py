@@ -11,9 +11,10 @@ L tokens of its longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
@@ -29,17 +30,25 @@ class TokenVectors(NamedTuple):
     """Vectors of length 1."""
     text_T: torch.Tensor
     """int64, the index of each vector's text, rising."""
-    texts: int
-    """Texts there are, those of one token included, which have no vector."""
+    counts_N: np.ndarray
+    """int64, vectors of each text, on the host: no device has to be asked; 0 for a text of one token."""
 
 
-def token_vectors(vector_TD: torch.Tensor, lengths_N: torch.Tensor) -> TokenVectors:
-    """Takes the model's output for packed texts of these lengths (int64 [N]) and leaves their first tokens out."""
-    text_N = torch.arange(len(lengths_N), device=vector_TD.device)
-    text_T = text_N.repeat_interleave(lengths_N, output_size=len(vector_TD))
-    later_T = torch.ones_like(text_T, dtype=torch.bool)
-    later_T[torch.cumsum(lengths_N, 0) - lengths_N] = False
-    return TokenVectors(vector_TD[later_T], text_T[later_T], len(lengths_N))
+def token_vectors(vector_TD: torch.Tensor, lengths_N: Sequence[int] | np.ndarray) -> TokenVectors:
+    """Takes the model's output for packed texts of these lengths and leaves their first tokens out."""
+    lengths_N = np.asarray(lengths_N, np.int64)
+    later_T = np.ones(len(vector_TD), bool)
+    later_T[np.cumsum(lengths_N) - lengths_N] = False
+    later_V = torch.from_numpy(np.flatnonzero(later_T)).to(vector_TD.device, non_blocking=True)
+    return later_vectors(vector_TD[later_V], lengths_N)
+
+
+def later_vectors(vector_TD: torch.Tensor, lengths_N: np.ndarray) -> TokenVectors:
+    """Takes vectors of packed texts of these lengths whose first tokens are left out already."""
+    counts_N = lengths_N - 1
+    text_N = torch.arange(len(counts_N), device=vector_TD.device)
+    count_N = torch.from_numpy(counts_N).to(vector_TD.device, non_blocking=True)
+    return TokenVectors(vector_TD, text_N.repeat_interleave(count_N, output_size=len(vector_TD)), counts_N)
 
 
 def multivector_scores(query: TokenVectors, passage: TokenVectors, tile: int = TILE) -> torch.Tensor:
@@ -59,10 +68,11 @@ def multivector_scores(query: TokenVectors, passage: TokenVectors, tile: int = T
     """
     if not len(query.vector_TD) or not len(passage.vector_TD):
         nothing = query.vector_TD.float().sum() + passage.vector_TD.float().sum()
-        return 0.0 * nothing + query.vector_TD.new_zeros((query.texts, passage.texts), dtype=torch.float32)
-    best_IP = _Best.apply(query.vector_TD.float(), passage.vector_TD.float(), passage.text_T, passage.texts, tile)
-    count_B = torch.bincount(query.text_T, minlength=query.texts).clamp_(min=1)
-    sum_BP = best_IP.new_zeros((query.texts, passage.texts)).index_add(0, query.text_T, best_IP)
+        size = len(query.counts_N), len(passage.counts_N)
+        return 0.0 * nothing + query.vector_TD.new_zeros(size, dtype=torch.float32)
+    best_IP = _Best.apply(query.vector_TD.float(), passage.vector_TD.float(), passage.counts_N, tile)
+    count_B = torch.from_numpy(query.counts_N).to(best_IP.device, non_blocking=True).clamp(min=1)
+    sum_BP = best_IP.new_zeros((len(count_B), best_IP.shape[1])).index_add(0, query.text_T, best_IP)
     return sum_BP / count_B[:, None]
 
 
@@ -71,16 +81,19 @@ class _Best(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, query_ID: torch.Tensor, passage_JD: torch.Tensor, text_J: torch.Tensor, passages: int,
-        tile: int,
-    ) -> torch.Tensor:  # fmt: skip
-        best_IP = query_ID.new_zeros((len(query_ID), passages))
+        ctx: FunctionCtx, query_ID: torch.Tensor, passage_JD: torch.Tensor, lengths_P: np.ndarray, tile: int
+    ) -> torch.Tensor:
+        best_IP = query_ID.new_zeros((len(query_ID), len(lengths_P)))
         place_IP = torch.zeros_like(best_IP, dtype=torch.int32)
-        counts_P = torch.bincount(text_J, minlength=passages)
+        counts_P = torch.from_numpy(lengths_P).to(query_ID.device, non_blocking=True)
         first_P = torch.cumsum(counts_P, 0) - counts_P
-        for text_R, longest in _tiles(counts_P, len(query_ID), tile):
+        # Passages of similar length together: longest first.
+        order = np.argsort(-lengths_P, kind="stable")
+        order_P = torch.from_numpy(order).to(query_ID.device, non_blocking=True)
+        for part_P, longest in _tiles(lengths_P[order].tolist(), len(query_ID), tile):
+            text_R = order_P[part_P]
             # Tokens of the tile's passages, the first repeated where one is shorter: it changes no maximum.
-            offset_L = torch.arange(longest, device=text_J.device)
+            offset_L = torch.arange(longest, device=query_ID.device)
             offset_RL = offset_L * (offset_L < counts_P[text_R, None])
             vector_RLD = passage_JD[first_P[text_R, None] + offset_RL]
             rows = max(1, tile // (len(text_R) * longest))
@@ -107,15 +120,13 @@ class _Best(torch.autograd.Function):
             order_K // gradient_IP.shape[1], query_ID, torch.searchsorted(place_K, token_J),
             per_sample_weights=gradient_IP.flatten()[order_K], mode="sum",
         )  # fmt: skip
-        return query_gradient_ID, passage_gradient_JD, None, None, None
+        return query_gradient_ID, passage_gradient_JD, None, None
 
 
-def _tiles(counts_P: torch.Tensor, tokens: int, tile: int) -> Iterator[tuple[torch.Tensor, int]]:
-    """Yields passages of similar length and the longest one's tokens, longest first; none without tokens."""
-    order_P = torch.argsort(counts_P, descending=True, stable=True)
-    lengths = counts_P[order_P].tolist()
+def _tiles(lengths: Sequence[int], tokens: int, tile: int) -> Iterator[tuple[slice, int]]:
+    """Yields places among passages that stand longest first, and the longest one's tokens; none without tokens."""
     start, filled = 0, sum(length > 0 for length in lengths)
     while start < filled:
         stop = min(filled, start + max(1, tile // (tokens * lengths[start])))
-        yield order_P[start:stop], lengths[start]
+        yield slice(start, stop), lengths[start]
         start = stop

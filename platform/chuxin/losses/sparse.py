@@ -10,6 +10,7 @@ of a text and one of these tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,8 +61,7 @@ def sparse_scores(
     Relations:
         FlagEmbedding's `_sparse_embedding` and `compute_sparse_score`: values and gradients.
     """
-    special = torch.tensor(list(special_ids), device=query.ids_T.device)
-    ids_T = query.ids_T[~torch.isin(query.ids_T, special)]
+    ids_T = query.ids_T[~torch.isin(query.ids_T, _special(tuple(special_ids), query.ids_T.device))]
     vocabulary_U = torch.unique(ids_T)
     value_F, row_F, column_F = _largest(query, vocabulary_U)
     empty_BU = value_F.new_zeros((query.texts, len(vocabulary_U)))
@@ -69,6 +69,12 @@ def sparse_scores(
     value_E, row_E, column_E = _largest(passage, vocabulary_U)
     rows = max(1, tile // max(1, len(vocabulary_U)))
     return _Product.apply(query_BU, value_E, row_E, column_E, passage.texts, rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _special(ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    # Once a device, not once a tile: each copy from the host's pageable memory waits for the device.
+    return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
 def _largest(side: TokenWeights, vocabulary_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,8 +120,10 @@ class _Product(torch.autograd.Function):
         query_gradient_BU, value_gradient_E = torch.zeros_like(query_BU), torch.zeros_like(value_E)
         for part, pairs in _tiles(row_E, ctx.passages, ctx.rows):
             row_F, column_F = row_E[pairs] - part.start, column_E[pairs]
-            query_gradient_BU += gradient_BP[:, part] @ _table(value_E[pairs], row_F, column_F, part, query_BU)
-            value_gradient_E[pairs] = (gradient_BP[:, part].T @ query_BU)[row_F, column_F]
+            table_RU = _table(value_E[pairs], row_F, column_F, part, query_BU)
+            with torch.autocast(query_BU.device.type, enabled=False):
+                query_gradient_BU += gradient_BP[:, part] @ table_RU
+                value_gradient_E[pairs] = (gradient_BP[:, part].T @ query_BU)[row_F, column_F]
         return query_gradient_BU, value_gradient_E, None, None, None, None
 
 

@@ -92,7 +92,7 @@ def save_model(model: M3Model, tokenizer: PreTrainedTokenizerFast, path: str) ->
         with quiet_transformers():
             model.backbone.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-        _name_tokenizer_class(directory / "tokenizer_config.json")
+        name_tokenizer_class(directory / "tokenizer_config.json")
         for name, head in ((SPARSE_FILE, model.sparse_linear), (COLBERT_FILE, model.colbert_linear)):
             torch.save(
                 {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()},
@@ -100,6 +100,16 @@ def save_model(model: M3Model, tokenizer: PreTrainedTokenizerFast, path: str) ->
             )
         note = {"heads_trained": model.heads_trained, "max_length": model.max_length}
         (directory / NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def name_tokenizer_class(file: Path) -> None:
+    """Replaces transformers 5's name for "as tokenizer.json says" by the one that version 4 knows too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("is_local", "local_files_only"):  # how it was loaded, not what it is
+        config.pop(key, None)
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -202,16 +212,6 @@ def _load_head_state(file: Path, hidden: int) -> dict[str, torch.Tensor]:
         problem = f"weight has shape {tuple(weight.shape)} and bias {tuple(bias.shape)}"
         raise InputError(str(file), problem, remedy)
     return state
-
-
-def _name_tokenizer_class(file: Path) -> None:
-    """Replaces transformers 5's name for "as tokenizer.json says" by the one that version 4 knows too."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config["tokenizer_class"] == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("is_local", "local_files_only"):  # how it was loaded, not what it is
-        config.pop(key, None)
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _first_line(error: Exception) -> str:

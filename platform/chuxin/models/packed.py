@@ -10,9 +10,9 @@ Shapes: N texts, T tokens of all texts, H width, A attention heads, D width of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from chuxin.models.dropout import Dropout
+
+Named = TypeVar("Named", bound=tuple)
 
 
 class Packed(NamedTuple):
@@ -39,8 +41,31 @@ class Packed(NamedTuple):
 
     def to(self, device: torch.device | str) -> Packed:
         """Moves its tensors to a device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in self[:3])
-        return Packed(*moved, self.lengths)
+        return moved(self, device)
+
+
+def moved(batch: Named, device: torch.device | str) -> Named:
+    """Returns a named tuple with its tensors, and those of named tuples in it, on a device."""
+    return _with_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def pinned(batch: Named) -> Named:
+    """Returns a named tuple with its tensors in page-locked memory, where CUDA is at work; else as it is.
+
+    From such memory `moved` copies while the device computes; from any other the host waits for the device. For the
+    thread that reads ahead.
+    """
+    if not torch.cuda.is_initialized():
+        return batch
+    return _with_tensors(batch, lambda tensor: tensor.pin_memory() if tensor.numel() else tensor)
+
+
+def _with_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_with_tensors(field, change) for field in value))
+    return value
 
 
 def pack(texts: Sequence[Sequence[int] | np.ndarray]) -> Packed:

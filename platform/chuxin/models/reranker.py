@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chuxin.errors import InputError
 from chuxin.models import packed as packing
-from chuxin.models.checkpoint import NOTE_FILE, WEIGHT_FILES, _name_tokenizer_class, load_model
+from chuxin.models.checkpoint import NOTE_FILE, WEIGHT_FILES, load_model, name_tokenizer_class
 from chuxin.models.dropout import Dropout
 from chuxin.models.location import local_directory, written_directory
 from chuxin.models.packed import Packed
@@ -87,7 +87,7 @@ def save_reranker(model: CrossEncoder, tokenizer: PreTrainedTokenizerFast, path:
         directory = Path(local)
         config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-        _name_tokenizer_class(directory / "tokenizer_config.json")
+        name_tokenizer_class(directory / "tokenizer_config.json")
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, directory / WEIGHT_FILES[0], metadata={"format": "pt"})
         (directory / WEIGHT_FILES[0]).chmod(0o644)

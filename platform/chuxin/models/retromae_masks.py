@@ -17,6 +17,7 @@ decoder reads, P sets of the pool, t positions of a tile.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from chuxin.models.dropout import mix32
-from chuxin.models.packed import Packed, pack
+from chuxin.models.packed import Packed, moved, pack
 
 POOL = 128
 """Sets a text's positions share (128 in FlagEmbedding's collator, 256 in the authors' own)."""
@@ -72,8 +73,7 @@ class Texts(NamedTuple):
 
     def to(self, device: torch.device | str) -> Texts:
         """Moves its tensors to a device."""
-        moved = (tensor.to(device, non_blocking=True) for tensor in self[1:6])
-        return Texts(self.packed.to(device), *moved, *self[6:])
+        return moved(self, device)
 
 
 class Hidden(NamedTuple):
@@ -139,9 +139,8 @@ def mask_encoder(texts: Texts) -> tuple[torch.Tensor, torch.Tensor]:
     masked_K, fate_K = texts.maskable_M[place_K], fate_M[place_K]
     # Between 0.8 and 0.9 the fate says by which token too: the n-th id that is not special. As many special ids lie
     # below it as have at most n others below themselves.
-    special = sorted(drawing.special_ids)
-    below = torch.tensor([number - rank for rank, number in enumerate(special)], device=fate_K.device)
-    other_K = (fate_K - _TO_MASK) * (drawing.vocab_size - len(special)) // (_TO_OTHER - _TO_MASK)
+    below = _below(drawing.special_ids, fate_K.device)
+    other_K = (fate_K - _TO_MASK) * (drawing.vocab_size - len(below)) // (_TO_OTHER - _TO_MASK)
     other_K = other_K + torch.searchsorted(below, other_K, right=True)
     shown_K = torch.where(fate_K < _TO_OTHER, other_K, packed.ids_T[masked_K])
     shown_K = shown_K.masked_fill(fate_K < _TO_MASK, drawing.mask_id)
@@ -189,6 +188,13 @@ def visible(hidden: Hidden, start: int, stop: int) -> torch.Tensor:
     blocks[:, 1:] = taken[first : first + (rows - 1) * (others + 1)].view(rows - 1, others + 1)
     last[1:] = taken[first + (rows - 1) * (others + 1) :]
     return whole.view(rows, others + 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _below(special_ids: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Ids below each special id that are not special; kept, so that no step has to copy them to the device."""
+    numbers = [number - rank for rank, number in enumerate(sorted(set(special_ids)))]
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 def _smallest(draw_PO: torch.Tensor, rank: int) -> torch.Tensor:

@@ -95,8 +95,9 @@ class Figures:
     """Counts over a plan's row groups as they are written: rows, tokens, padding, the highest id, the longest text."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.highest = self.longest = 0
-        self.highest_row = self.longest_row = ""
+        self.rows = self.tokens = self.highest = self.longest = self.scored = 0
+        self.longest_pair = 0
+        self.highest_row = self.longest_row = self.longest_pair_row = ""
         self.histograms: dict[str, list[int]] = {}
         self.sources: set[str] = set()
         self.without_negatives: str | None = None
@@ -124,13 +125,16 @@ class Figures:
         """What the partition's manifest tells: training reads the number of batches from it.
 
         `padding_share` is what padding every batch to its longest query and passage would waste. `max_row`,
-        `longest_row` and `without_negatives` name rows, for the errors of a plan that does not fit a model.
+        `longest_row`, `longest_pair_row` and `without_negatives` name rows, for the errors of a plan that does not fit
+        a model; `longest_pair` is the tokens of a query and one of its passages together. `scored_groups` counts rows
+        of which every passage has a teacher's score.
         """
         share = 1 - self.tokens / self._padded if self._padded else 0.0
         return {"batches": batches, "rows": self.rows, "tokens": self.tokens, "padding_share": round(share, 4),
                 "max_token_id": self.highest, "max_row": self.highest_row, "longest": self.longest,
-                "longest_row": self.longest_row, "sources": sorted(self.sources),
-                "without_negatives": self.without_negatives}  # fmt: skip
+                "longest_row": self.longest_row, "longest_pair": self.longest_pair,
+                "longest_pair_row": self.longest_pair_row, "sources": sorted(self.sources),
+                "without_negatives": self.without_negatives, "scored_groups": self.scored}  # fmt: skip
 
     def _add_groups(self, part: pa.Table) -> None:
         passages = part["passages"].combine_chunks()
@@ -139,9 +143,16 @@ class Figures:
         if len(alone) and self.without_negatives is None:
             self.without_negatives = _named(part, int(alone[0]), "query_id")
 
+        missing_P = pc.is_null(flat.field("score"), nan_is_null=True).to_numpy(zero_copy_only=False)
+        self.scored += len(passages) - len(np.unique(parent_P[missing_P]))
+
         def name(text: int) -> str:
             return f"{_named(part, int(parent_P[text]), 'query_id')}, {_named(flat, text, 'passage_id')}"
 
+        query_T = pc.list_value_length(part["query_ids"]).to_numpy()
+        pair_P = query_T[parent_P] + flat.field("token_ids").value_lengths().to_numpy()
+        if (longest := int(pair_P.max())) > self.longest_pair:
+            self.longest_pair, self.longest_pair_row = longest, name(int(pair_P.argmax()))
         self._add("query_tokens", part["query_ids"], lambda text: _named(part, text, "query_id"))
         self._add("passage_tokens", flat.field("token_ids"), name)
 

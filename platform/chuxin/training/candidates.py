@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from chuxin.training.gather import gather, rows_of_ranks, send_home
+from chuxin.training.gather import gather, send_home
 from chuxin.training.grad_cache import Cached
-from chuxin.training.step import rank, world_size
+from chuxin.training.step import rank
 
 
 class Texts(NamedTuple):
@@ -47,19 +47,19 @@ class Joined:
     Args:
         own: This rank's.
         room: Where the gradients with respect to them are added up.
-        alone: Take this rank's texts only, whatever the number of ranks.
+        lengths_of_ranks: int64, tokens of every rank's texts, which the plan tells; none at all to take this rank's
+            alone, whatever the number of ranks.
     """
 
-    def __init__(self, own: Texts, room: Cached, alone: bool = False) -> None:
+    def __init__(self, own: Texts, room: Cached, lengths_of_ranks: Sequence[np.ndarray]) -> None:
         self.own_room = self.room = room
         self.texts, self.first, self.counts = own, 0, ()
-        if alone or world_size() == 1:
+        if len(lengths_of_ranks) < 2:
             return
-        device = own.ids_T.device
-        texts, tokens = (rows_of_ranks(count, device) for count in (len(own.lengths_N), len(own.ids_T)))
+        texts, tokens = ([int(count(one)) for one in lengths_of_ranks] for count in (len, np.sum))
         vectors = [count - of for count, of in zip(tokens, texts, strict=True)]
         self.counts, self.first = (texts, tokens, vectors), sum(texts[: rank()])
-        lengths_P = gather(torch.from_numpy(own.lengths_N).to(device), texts).cpu().numpy()
+        lengths_P = np.concatenate(lengths_of_ranks)
         outputs = zip(own.outputs, self.counts, strict=True)
         cache = Cached(*(None if one is None else gather(one, counts) for one, counts in outputs))
         self.texts = Texts(lengths_P, gather(own.ids_T, tokens), cache)
@@ -78,10 +78,3 @@ class Joined:
     def bytes(self) -> int:
         """Memory that the other ranks' outputs and the gradients with respect to all take."""
         return self.texts.outputs.bytes() + self.room.bytes() if self.counts else 0
-
-
-def add(total: Cached, own: Sequence[torch.Tensor | None]) -> None:
-    """Adds gradients to those there are, in place; None is no gradient."""
-    for whole, one in zip(total, own, strict=True):
-        if whole is not None and one is not None:
-            whole += one

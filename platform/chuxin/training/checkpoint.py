@@ -73,7 +73,8 @@ def newest(state: str) -> Saved | None:
 def best(state: str, last_step: int) -> Best | None:
     """Returns the best weights among the steps up to one; the earlier ones where scores are equal.
 
-    Weights of later steps, from before a kill, do not count: those steps are taken and scored again.
+    Weights of later steps, from before a kill, do not count: those steps are taken and scored again; a run that
+    begins removes them (`drop_unreached`).
     """
     notes = [(uri, read_json(f"{uri}/complete.json")) for uri in _directories(f"{state}/best")]
     found = [Best(uri, note["step"], note["score"]) for uri, note in notes if note and note["step"] <= last_step]
@@ -138,6 +139,21 @@ def save(
                 _remove(old)
 
 
+def drop_unreached(state: str, owner: str, done: int) -> None:
+    """Removes best weights of steps beyond `done` and half-written ones; all ranks call it before they train on.
+
+    They are of a run that was killed, or lost a worker, behind its last checkpoint. Those steps are taken again, with
+    other workers to another rounding, and must not be found better than their own weights.
+    """
+    if rank() == 0:
+        require_owner(state, owner)
+        for uri in _directories(f"{state}/best"):
+            note = read_json(f"{uri}/complete.json")
+            if note is None or note["step"] > done:
+                _remove(uri)
+    _barrier()
+
+
 def save_best(module: nn.Module, state: str, owner: str, step: int, score: float) -> Best:
     """Writes the weights as they are now beside the earlier best ones; all ranks call it."""
     require_owner(state, owner)
@@ -186,7 +202,14 @@ def opened(uri: str) -> Iterator[Reader]:
 def write_records(uri: str, records: Sequence[dict[str, Any]]) -> None:
     """Writes JSON lines."""
     fs, path = filesystem(uri)
+    fs.makedirs(path.rpartition("/")[0], exist_ok=True)
     fs.pipe_file(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+
+
+def append_records(uri: str, records: Sequence[dict[str, Any]]) -> None:
+    """Writes JSON lines behind those of a local file."""
+    with open(filesystem(uri)[1], "ab") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def read_records(uri: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ class OptimizerConfig:
     """After the warm-up: down to 0 at the last step in a line or half a cosine; unchanged until `decay_steps` before
     the end and then down in a line (warm-up, stable, decay: Hu et al. 2024); or unchanged."""
     decay_steps: int = 0
-    """Steps of the decay of `wsd`."""
+    """Steps of the decay of `wsd`; with `warmup_steps` no more than the run has."""
     weight_decay: float = 0.0
     """Decoupled decay of matrices; biases and norms have none (0: the default FlagEmbedding trains with)."""
     beta1: float = 0.9
@@ -35,6 +35,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.warmup_steps < 0 or self.max_grad_norm < 0 or self.weight_decay < 0:
             raise ValueError("`learning_rate` must be above 0, and no other number of the optimizer below 0")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1) or self.epsilon <= 0:
+            raise ValueError("`beta1` and `beta2` must be at least 0 and below 1, `epsilon` above 0")
         if (self.schedule == "wsd") != (self.decay_steps > 0):
             raise ValueError("`decay_steps` above 0 and the schedule `wsd` belong together")
 
@@ -55,7 +57,7 @@ class TrainExecution:
     """Tokens of one forward pass; a longer text makes one of its own."""
     grad_cache: bool = False
     """Keep the activations of one micro-batch only: every other is computed twice (Gao et al. 2021), so that memory
-    does not grow with the batch and a step takes about a third longer. With ZeRO 3 it is always so."""
+    does not grow with the batch and a step takes about a third longer."""
     activation_checkpointing: bool = False
     """Keep the input of each layer only and compute it again in the backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -86,7 +88,10 @@ class TrainExecution:
 
 @dataclass(frozen=True)
 class DevConfig:
-    """A benchmark that is scored while training, to keep the best weights instead of the last."""
+    """A benchmark that is scored while training, to keep the best weights instead of the last.
+
+    Of an M3 model the dense vector alone is scored, also where all heads are trained.
+    """
 
     benchmark: Ref
     """A folder in BEIR's layout, as the evaluate stage takes."""
@@ -124,12 +129,15 @@ class TrainingConfig:
     """The exported weights are an exponential moving average of the trained ones with this decay a step; null
     exports the trained ones."""
     max_loss_ratio: float = 5.0
-    """Training stops when a loss is above this many times the highest of the 50 before it, as it does at NaN."""
+    """Training stops when a loss is above this many times the highest of the 50 that lie more than 10 steps back, as
+    it does at NaN."""
     execution: TrainExecution = field(default_factory=TrainExecution)
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
             raise ValueError("`max_steps` must be at least 1, or null")
+        if self.seed < 0:
+            raise ValueError("`seed` must not be below 0")
         if not 0 <= self.dropout < 1:
             raise ValueError("`dropout` must be at least 0 and below 1")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -175,16 +183,17 @@ class FinetuneConfig(TrainingConfig):
     in_batch_negatives: bool = True
     """Whether the passages of other queries are negatives; without them every group needs negatives of its own."""
     query_to_query: bool = False
-    """Other queries are negatives of a query too (Li et al. 2023, GTE)."""
+    """Other queries are negatives of a query too, in the dense loss (Li et al. 2023, GTE)."""
     passage_to_passage: bool = False
-    """Other passages are negatives of a query's positive too (Li et al. 2023, GTE)."""
+    """Other passages are negatives of a query's positive too, in the dense loss (Li et al. 2023, GTE)."""
     matryoshka_dims: tuple[int, ...] = ()
     """The dense loss is the mean over these widths, cut from the front and normalised anew (Kusupati et al. 2022);
     the full width has to be named as well."""
     hardness: float = 0.0
-    """Weight of a negative: exp(hardness × its cosine) (Lan et al. 2025: 9; EmbeddingGemma: 5); 0 weighs all alike."""
+    """Weight of a negative in the dense loss: exp(hardness × its cosine) (Lan et al. 2025: 9; EmbeddingGemma: 5);
+    0 weighs all alike."""
     dev: DevConfig | None = None
-    """Scored while training; null exports the last weights."""
+    """Scored while training, by the dense vector alone; null exports the last weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,7 +214,8 @@ class RerankerConfig(TrainingConfig):
     teacher_temperature: float = 1.0
     """Teacher scores are divided by it before their softmax."""
     dev: DevConfig | None = None
-    """Scored while training, over the benchmark's judged passages; null exports the last weights."""
+    """Scored while training: each query's judged passages are sorted among 20 others, BM25's first; null exports the
+    last weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from chuxin.losses.dense import dense_scores
-from chuxin.losses.directions import passage_to_passage, query_to_query
+from chuxin.losses.directions import further_scores, no_passage_negatives, no_query_negatives
 from chuxin.losses.distillation import Teacher, teacher
 from chuxin.losses.groups import own_columns, own_passages, pad_groups
 from chuxin.losses.hardness import hardness_bonus
 from chuxin.losses.infonce import same_text
 from chuxin.losses.matryoshka import matryoshka
-from chuxin.losses.multivector import TokenVectors, multivector_scores
-from chuxin.losses.sparse import TokenWeights, sparse_scores
+from chuxin.losses.multivector import TokenVectors, later_vectors, multivector_scores
+from chuxin.losses.sparse import TokenWeights, sparse_scores, token_weights
 from chuxin.losses.unified import Scores, head_loss, unified
 from chuxin.training.candidates import Texts
 from chuxin.training.config import FinetuneConfig
@@ -55,6 +54,8 @@ class Tile(NamedTuple):
     """int64, the candidate that is each query's positive; the rest of its group follows."""
     count_B: torch.Tensor
     """int64, passages of each group."""
+    largest: int
+    """G, on the host: no device has to be asked."""
     score_N: torch.Tensor
     """fp32, the teacher's scores of the groups' passages; NaN where there is none."""
     query_hash_B: torch.Tensor
@@ -67,14 +68,9 @@ def side(texts: Texts) -> Side:
     dense_NH, weight_T, vector_VD = texts.outputs
     if weight_T is None or vector_VD is None:
         return Side(dense_NH, None, None)
-    count = len(texts.lengths_N)
-    of_token, of_vector = (
-        torch.from_numpy(np.repeat(np.arange(count), texts.lengths_N - left_out)).to(dense_NH.device)
-        for left_out in (0, 1)
-    )
-    return Side(
-        dense_NH, TokenWeights(texts.ids_T, weight_T, of_token, count), TokenVectors(vector_VD, of_vector, count)
-    )
+    lengths_N = torch.from_numpy(texts.lengths_N).to(dense_NH.device, non_blocking=True)
+    weights = token_weights(texts.ids_T, weight_T, lengths_N)
+    return Side(dense_NH, weights, later_vectors(vector_VD, texts.lengths_N))
 
 
 def losses(
@@ -89,8 +85,8 @@ def losses(
         self_distill: Whether the ensemble teaches in this step.
 
     Returns:
-        Losses [B] with a graph; the terms to log [B] without: `accuracy` (no candidate's dense score is above the
-        positive's), and with all heads those of `unified`.
+        Losses [B] with a graph; the terms to log [B] without: `accuracy` (the positive's dense score is above every
+        other candidate's), and with all heads those of `unified`.
 
     Relations:
         A query's losses depend on its candidates alone, so those of several tiles are those of one.
@@ -98,8 +94,10 @@ def losses(
     taught, excluded_BC = _teacher(tile, config), _excluded(tile, config)
     cosine_BC = dense_scores(tile.query.dense_NH, tile.candidate.dense_NH)
     with torch.no_grad():
-        above_BC = (cosine_BC > cosine_BC.gather(1, tile.first_B[:, None])) & ~excluded_BC
-        accuracy_B = 1.0 - above_BC.any(1).float()
+        # Not the positive itself, which is among the excluded. Of equal scores none is right: a model whose vectors are
+        # all alike must not look perfect.
+        best_BC = (cosine_BC >= cosine_BC.gather(1, tile.first_B[:, None])) & ~excluded_BC
+        accuracy_B = 1.0 - best_BC.any(1).float()
     if config.heads == "dense":
         dense_B = _dense(tile, config, taught, excluded_BC)
         return dense_B, {"dense_loss": dense_B.detach(), "accuracy": accuracy_B}
@@ -119,17 +117,21 @@ def _dense(
     tile: Tile, config: FinetuneConfig, taught: Teacher | None, excluded_BC: torch.Tensor
 ) -> torch.Tensor:
     """The dense head's losses [B], over all widths, with hardness and further candidates."""
+    no_query_BQ = no_passage_BC = None
+    if tile.others is not None:
+        no_query_BQ = no_query_negatives(*tile.others[1:])
+    if config.passage_to_passage:
+        own_BC = own_passages(tile.first_B, tile.count_B, len(tile.candidate_hash_C))
+        no_passage_BC = no_passage_negatives(tile.first_B, own_BC, tile.query_hash_B, tile.candidate_hash_C)
 
     def loss(query_BH: torch.Tensor, candidate_CH: torch.Tensor, query_QH: torch.Tensor | None = None) -> torch.Tensor:
         cosine_BC = dense_scores(query_BH, candidate_CH)
         bonus_BC = hardness_bonus(cosine_BC, tile.first_B, config.hardness) if config.hardness else None
         extra = []
-        if tile.others is not None:
-            extra.append(query_to_query(query_BH, query_QH, *tile.others[1:]))
-        if config.passage_to_passage:
-            own_BC = own_passages(tile.first_B, tile.count_B, len(candidate_CH))
-            hashes = tile.query_hash_B, tile.candidate_hash_C
-            extra.append(passage_to_passage(candidate_CH, tile.first_B, own_BC, *hashes))
+        if no_query_BQ is not None:
+            extra.append(further_scores(query_BH, query_QH, no_query_BQ))
+        if no_passage_BC is not None:
+            extra.append(further_scores(candidate_CH[tile.first_B], candidate_CH, no_passage_BC))
         return head_loss(
             cosine_BC / config.temperature, tile.first_B, excluded_BC, taught, config.distill, bonus_BC,
             torch.cat(extra, 1) / config.temperature if extra else None,
@@ -144,8 +146,8 @@ def _dense(
 def _teacher(tile: Tile, config: FinetuneConfig) -> Teacher | None:
     if config.distill == "none":
         return None
-    score_BG, own_BG = pad_groups(tile.score_N, tile.count_B, float("nan"))
-    column_BG, _ = own_columns(tile.first_B, tile.count_B)
+    score_BG, own_BG = pad_groups(tile.score_N, tile.count_B, tile.largest, float("nan"))
+    column_BG, _ = own_columns(tile.first_B, tile.count_B, tile.largest)
     return teacher(score_BG, column_BG, own_BG, config.teacher_temperature)
 
 
@@ -154,8 +156,8 @@ def _excluded(tile: Tile, config: FinetuneConfig) -> torch.Tensor:
     positive_hash_B = tile.candidate_hash_C[tile.first_B]
     excluded_BC = same_text(tile.query_hash_B, positive_hash_B, tile.candidate_hash_C)
     if config.false_negative_margin is not None:
-        score_BG, _ = pad_groups(tile.score_N, tile.count_B, float("nan"))
-        column_BG, _ = own_columns(tile.first_B, tile.count_B)
+        score_BG, _ = pad_groups(tile.score_N, tile.count_B, tile.largest, float("nan"))
+        column_BG, _ = own_columns(tile.first_B, tile.count_B, tile.largest)
         # A missing score, NaN, is above nothing.
         better_BG = score_BG > score_BG[:, :1] + config.false_negative_margin
         excluded_BC |= torch.zeros_like(excluded_BC).scatter(1, column_BG, better_BG)

@@ -57,7 +57,8 @@ def new_engine(
     """
     # The venv's ninja, should an op of DeepSpeed be compiled: a job's PATH need not have the venv in it.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    # Where the module is, not what the machine has: `use_gpu: false` trains on the CPU beside a GPU.
+    os.environ["DS_ACCELERATOR"] = next(module.parameters()).device.type
     import deepspeed
 
     # On a CPU DeepSpeed compiles an all-reduce over shared memory when it starts (30 to 95 s here), under a lock
@@ -67,7 +68,23 @@ def new_engine(
     if config["zero_optimization"]["stage"] == 3:
         for parameter in tied:
             deepspeed.zero.register_external_parameter(module, parameter)
+        _add_up(engine)
     return engine
+
+
+def _add_up(engine: Any) -> None:
+    """Lets each backward pass at ZeRO-3 add to the gradients of the last, whether a forward pass lies between or not.
+
+    DeepSpeed 0.19.8 ends a pass's accounting in the next forward pass; a backward pass that follows another directly
+    takes itself for a part of it and overwrites its gradients.
+    """
+    backward = engine.backward
+
+    def adding(loss: torch.Tensor) -> torch.Tensor:
+        engine.optimizer.clear_backward_seen_flag()
+        return backward(loss)
+
+    engine.backward = adding
 
 
 @contextlib.contextmanager

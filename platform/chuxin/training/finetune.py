@@ -19,7 +19,7 @@ from chuxin.training.config import FinetuneConfig
 from chuxin.training.group_batch import GroupBatch, group_batch
 from chuxin.training.micro import Part
 from chuxin.training.objective import Sent, Terms
-from chuxin.training.plan_reader import Batch, Plan
+from chuxin.training.plan_reader import Batch, Plan, require_scores
 from chuxin.training.tiles import step_loss
 
 Forward = Callable[[Packed, bool, Dropout | None], Outputs]
@@ -36,12 +36,17 @@ class Contrastive:
         special_ids: Of the tokenizer; these tokens have no sparse weight.
 
     Raises:
-        InputError: The config wants given negatives only, and a group has none or a direction needs others.
+        InputError: The config wants given negatives only, and a group has none or a direction needs others; or an
+            option learns from teacher scores, and no group has them.
     """
 
     def __init__(self, forward: Forward, config: FinetuneConfig, plan: Plan, special_ids: Sequence[int]) -> None:
         if not config.in_batch_negatives:
             _check_given_negatives(config, plan)
+        if config.distill != "none":
+            require_scores(plan, "distill")
+        if config.false_negative_margin is not None:
+            require_scores(plan, "false_negative_margin")
         self.forward, self.config, self.sources = forward, config, plan.sources
         self.special_ids = tuple(special_ids)
 
@@ -60,10 +65,7 @@ class Contrastive:
             With `execution.grad_cache` or without, whatever the micro-batches and the ranks, loss and summed gradients
             are those of one process that runs all texts at once.
         """
-        config, execution = self.config, self.config.execution
-        # ZeRO 3 overwrites the gradients of a backward pass by the next one's unless a forward pass stands between
-        # them (DeepSpeed 0.19.8), so with it a pass is always followed by its own backward.
-        keep_all = not execution.grad_cache and execution.zero_stage < 3
+        config, keep_all = self.config, not self.config.execution.grad_cache
         return grad_cache.backward(
             batch.parts, self._compute,
             lambda cache: step_loss(batch, cache, config, self.special_ids, len(self.sources)),

@@ -1,7 +1,7 @@
 """Tensors of all ranks joined, and gradients with respect to the joined tensor sent home as their sum over ranks.
 
 Both are collectives without autograd: a loss that is computed in tiles adds its gradients up first and sends them
-home once (candidates.py). Leaves out: which tensors; numbers that are added up or compared (step.py).
+home once (candidates.py). Leaves out: which tensors; numbers that are added up (step.py).
 
 Shapes: N rows of this rank, P of all ranks, W ranks.
 """
@@ -13,16 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import distributed
 
-from chuxin.training.step import rank, world_size
-
-
-def rows_of_ranks(rows: int, device: torch.device) -> list[int]:
-    """Returns how many rows each rank has."""
-    if world_size() == 1:
-        return [rows]
-    counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
-    distributed.all_gather(counts, torch.tensor([rows], device=device))
-    return [int(count) for count in counts]
+from chuxin.training.step import rank
 
 
 def gather(tensor_NX: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -30,7 +21,7 @@ def gather(tensor_NX: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
 
     Args:
         tensor_NX: This rank's rows, of any dtype; those after the first axis have the same size on every rank.
-        counts: Rows of each rank, from `rows_of_ranks`.
+        counts: Rows of each rank, which the plan tells.
 
     Returns:
         Rows of all ranks [P, …], without a graph; the tensor itself if there is one rank.

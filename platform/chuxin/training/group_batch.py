@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from chuxin.models.packed import pinned
 from chuxin.training.micro import Part, parts, passes
 from chuxin.training.plan_reader import Batch, token_lists
 
@@ -37,6 +38,10 @@ class GroupBatch(NamedTuple):
     """fp32, the teacher's; NaN where it gave none."""
     source_B: torch.Tensor
     """int64, the place of each query's source among the plan's; -1 if it is not among them."""
+    queries_of_ranks: tuple[np.ndarray, ...]
+    """int64, tokens of every rank's queries."""
+    passages_of_ranks: tuple[np.ndarray, ...]
+    """The same of passages."""
 
 
 def group_batch(batch: Batch, sources: Sequence[str], seed: int, budget: int) -> GroupBatch:
@@ -56,14 +61,15 @@ def group_batch(batch: Batch, sources: Sequence[str], seed: int, budget: int) ->
     place_N = np.arange(count_B.sum()) - np.repeat(np.cumsum(count_B) - count_B, count_B) + 1
     keys = text_keys(seed, batch.step, np.r_[row_B, np.repeat(row_B, count_B)], np.r_[0 * row_B, place_N])
     source_B = pc.fill_null(pc.index_in(table["source"], pa.array(sources, pa.string())), -1)
-    return GroupBatch(
+    made = GroupBatch(
         batch.step, batch.rows, parts(texts, keys, budget, passes(batch.lengths_of_ranks, budget)),
         np.array([len(text) for text in texts], np.int64),
         torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *texts]).astype(np.int64)),
         count_B, _tensor(table["query_hash"], np.int64), _tensor(pc.struct_field(passages, "text_hash"), np.int64),
         _tensor(pc.fill_null(pc.struct_field(passages, "score"), float("nan")), np.float32),
-        _tensor(source_B, np.int64),
+        _tensor(source_B, np.int64), *zip(*batch.sides_of_ranks(), strict=True),
     )  # fmt: skip
+    return pinned(made)
 
 
 def text_keys(seed: int, step: int, row_N: np.ndarray, place_N: np.ndarray) -> np.ndarray:

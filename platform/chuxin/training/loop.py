@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import pyarrow as pa
 import torch
 from torch import nn
 
+from chuxin.errors import InputError
 from chuxin.training.config import TrainingConfig
 from chuxin.training.ema import Average
 from chuxin.training.guard import Guard
@@ -75,11 +77,11 @@ def train(
         watched: Guard, average and arithmetic; they change with every step.
 
     Raises:
-        InputError: The loss or the gradient's norm is no number, or the loss exploded; weights are those of the step
-            before, the last checkpoint is untouched.
+        InputError: The loss or the gradient's norm is no number, or the loss exploded, or the plan is damaged; weights
+            are those of the step before, the last checkpoint is untouched.
     """
     engine.module.train()
-    batches = read_batches(plan, rank(), world_size(), done + 1, total)
+    batches = _read(plan, done + 1, total)
     started = time.perf_counter()
     for batch, prepared in ahead(batches, lambda batch: (batch, objective.prepare(batch))):
         rate = learning_rate(config.optimizer, batch.step, total)
@@ -96,7 +98,7 @@ def train(
         seconds = time.perf_counter() - started
         record |= {"lr": rate, "seconds": round(seconds, 4), "tokens_per_second": round(record["tokens"] / seconds)}
         if watched.work is not None:
-            record["mfu"] = round(watched.work.share(batch.lengths_of_ranks, seconds), 4)
+            record["mfu"] = round(watched.work.mfu(batch, seconds), 4)
         yield record
         started = time.perf_counter()
 
@@ -122,6 +124,20 @@ def watch(records: Iterator[Record], total: int, every: float, tell: Callable[[R
         yield record
 
 
+def _read(plan: Plan, first: int, last: int) -> Iterator[Batch]:
+    """This rank's batches; what is damaged in the plan's files names the step and is not tried again."""
+    step = first
+    try:
+        for batch in read_batches(plan, rank(), world_size(), first, last):
+            yield batch
+            step = batch.step + 1
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's or the network's, which may come back; Arrow's own have no number
+        remedy = "Remove the artifact and pack again"
+        raise InputError(f"step {step}", f"the plan cannot be read ({str(error).splitlines()[0]})", remedy) from error
+
+
 def _backward(engine: Engine, objective: Objective, prepared: Any, sources: tuple[str, ...]) -> Record:
     def send(loss: torch.Tensor, last: bool) -> None:
         engine.set_gradient_accumulation_boundary(last)
@@ -130,9 +146,8 @@ def _backward(engine: Engine, objective: Objective, prepared: Any, sources: tupl
 
     terms = objective.backward(prepared, engine.device, send)
     real, computed = objective.tokens(prepared)
-    by_source = [] if terms.by_source is None else terms.by_source.detach().double().flatten().tolist()
-    means = torch.stack([mean.detach().double() for mean in terms.means.values()]).tolist()
-    summed = all_sum([real, computed, terms.cached_bytes, *means, *by_source], engine.device)
+    tensors = [*terms.means.values(), *(() if terms.by_source is None else (terms.by_source,))]
+    summed = all_sum([real, computed, terms.cached_bytes], engine.device, tensors)
     return _figures(terms, summed, sources)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from chuxin.models.packed import Packed, pack
+from chuxin.models.packed import Packed, moved, pack, pinned
 
 
 class Part(NamedTuple):
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
     def to(self, device: torch.device) -> Part:
         """Moves everything to a device."""
-        return Part(self.packed.to(device), *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+        return moved(self, device)
 
 
 def micro_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.ndarray]:
@@ -90,7 +90,7 @@ def parts(texts: Sequence[np.ndarray], keys_N: np.ndarray, budget: int, wanted: 
         # Each text before a token, its own included, has one token that is left out.
         vector_V = (token_T - repeated - 1)[later_V]
         places = (keys_N[batch].astype(np.int32), batch, token_T, vector_V, later_V)
-        made.append(Part(packed, *(torch.from_numpy(np.ascontiguousarray(place)) for place in places)))
+        made.append(pinned(Part(packed, *(torch.from_numpy(np.ascontiguousarray(place)) for place in places))))
     return made + [_filler()] * (wanted - len(made))
 
 

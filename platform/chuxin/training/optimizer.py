@@ -10,7 +10,19 @@ import math
 import torch
 from torch import nn
 
+from chuxin.errors import InputError
 from chuxin.training.config import OptimizerConfig
+
+
+def check_schedule(config: OptimizerConfig, total: int, where: str) -> None:
+    """Checks that a schedule fits a run.
+
+    Raises:
+        InputError: The decay of `wsd` would begin within the warm-up.
+    """
+    if config.schedule == "wsd" and config.warmup_steps + config.decay_steps > total:
+        steps = f"{config.warmup_steps} warmup_steps and {config.decay_steps} decay_steps"
+        raise InputError(f"{where}.optimizer", f"{steps} do not fit into {total} steps", "Lower one of the two")
 
 
 def learning_rate(config: OptimizerConfig, step: int, total: int) -> float:

@@ -53,6 +53,13 @@ class Plan(NamedTuple):
     """Names the row that holds `max_token_id`."""
     longest_row: str = ""
     """Names the row that holds the text of `longest` tokens."""
+    scored_groups: int | None = None
+    """Rows of which every passage has a teacher's score: those that distillation learns from. None: the plan was
+    made before packing counted them."""
+    longest_pair: int = 0
+    """Tokens of the longest query with one of its passages; 0 for a plan of texts, or one made before packing told."""
+    longest_pair_row: str = ""
+    """Names its row."""
 
     @property
     def batches(self) -> int:
@@ -74,6 +81,28 @@ class Batch(NamedTuple):
     """This rank's rows, schema PLAN_GROUPS or PLAN_TEXTS; may be empty."""
     lengths_of_ranks: tuple[np.ndarray, ...]
     """Tokens of every rank's texts, int64: of groups, each row's query and then its passages; in the table's order."""
+    texts_of_ranks: tuple[np.ndarray, ...]
+    """Texts of every rank's rows, int64: of a group one query and its passages."""
+
+    def sides_of_ranks(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Tokens of every rank's queries and of its passages, int64, in the table's order; of groups."""
+        return tuple(map(_sides, self.lengths_of_ranks, self.texts_of_ranks))
+
+    def pairs_of_ranks(self) -> tuple[np.ndarray, ...]:
+        """Tokens of each query with each of its passages, of every rank, int64, in the table's order; of groups.
+
+        *Relations*: `models.reranker.pair_ids` leaves out and adds one special token, so that lengths add up.
+        """
+        sides = zip(self.sides_of_ranks(), self.texts_of_ranks, strict=True)
+        return tuple(passage_N + np.repeat(query_B, texts_B - 1) for (query_B, passage_N), texts_B in sides)
+
+    def groups_of_ranks(self) -> tuple[np.ndarray, ...]:
+        """Tokens of each row's pairs together, of every rank, int64; of groups."""
+        found = []
+        for pairs_N, texts_B in zip(self.pairs_of_ranks(), self.texts_of_ranks, strict=True):
+            tokens_B = np.bincount(np.repeat(np.arange(len(texts_B)), texts_B - 1), pairs_N, len(texts_B))
+            found.append(tokens_B.astype(np.int64))
+        return tuple(found)
 
 
 def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence[str]) -> Plan:
@@ -91,6 +120,7 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
     if not sum(fact["batches"] for fact in facts):
         raise InputError(uri, "it holds no batch plan", "Give the artifact of a pack stage")
     named = {name: max(facts, key=lambda fact: fact[name]) for name in ("max_token_id", "longest")}
+    pair = max(facts, key=lambda fact: fact.get("longest_pair", 0))
     listed = [PlanFile(file, fact["batches"]) for file, fact in zip(files, facts, strict=True)]
     return Plan(
         tuple(file for file in listed if file.batches), facts[0]["slices"],
@@ -98,6 +128,8 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
         tuple(sorted({source for fact in facts for source in fact["sources"]})),
         next((fact["without_negatives"] for fact in facts if fact["without_negatives"]), None),
         named["max_token_id"]["max_row"], named["longest"]["longest_row"],
+        sum(fact["scored_groups"] for fact in facts) if all("scored_groups" in fact for fact in facts) else None,
+        pair.get("longest_pair", 0), pair.get("longest_pair_row", ""),
     )  # fmt: skip
 
 
@@ -128,6 +160,14 @@ def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_lengt
     if workers > plan.slices:
         remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
         raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
+
+
+def require_scores(plan: Plan, option: str) -> None:
+    """Raises InputError if an option learns from teacher scores and the plan is known to have none."""
+    if plan.scored_groups == 0:
+        problem = f"`{option}` needs teacher scores, and no group of the plan has one for each of its passages"
+        remedy = "Pack groups that a reranker has scored (the select stage's), or leave the option out"
+        raise InputError("the training's config", problem, remedy)
 
 
 def read_batches(plan: Plan, rank: int, world: int, first_step: int, last_step: int) -> Iterator[Batch]:
@@ -222,8 +262,8 @@ def _read(parquet: pq.ParquetFile, groups: list[int], rank: int, world: int, ste
         empty = parquet.schema_arrow.empty_table()
         table = parquet.read_row_groups(wanted.tolist(), use_threads=False) if len(wanted) else empty
     epoch = whole["epoch"][0].as_py()
-    lengths = _lengths_of_ranks(whole[small[-1]].combine_chunks(), rank_T, world)
-    return Batch(step, epoch, index, len(rank_T), _only(table, read_T == rank), lengths)
+    lengths, texts = _texts_of_ranks(whole[small[-1]].combine_chunks(), rank_T, world)
+    return Batch(step, epoch, index, len(rank_T), _only(table, read_T == rank), lengths, texts)
 
 
 def _only(table: pa.Table, wanted_T: np.ndarray) -> pa.Table:
@@ -233,9 +273,19 @@ def _only(table: pa.Table, wanted_T: np.ndarray) -> pa.Table:
     return table.filter(pa.array(wanted_T))
 
 
-def _lengths_of_ranks(lengths: pa.Array, rank_T: np.ndarray, world: int) -> tuple[np.ndarray, ...]:
+def _texts_of_ranks(
+    lengths: pa.Array, rank_T: np.ndarray, world: int
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Returns for each rank the tokens of its texts and the texts of its rows."""
+    texts_T = np.ones(len(rank_T), np.int64)
     if pa.types.is_list(lengths.type):
-        rank_T = np.repeat(rank_T, lengths.value_lengths().to_numpy())
+        texts_T = lengths.value_lengths().to_numpy().astype(np.int64)
         lengths = lengths.flatten()
-    lengths_L = lengths.to_numpy().astype(np.int64)
-    return tuple(lengths_L[rank_T == rank] for rank in range(world))
+    lengths_L, rank_L = lengths.to_numpy().astype(np.int64), np.repeat(rank_T, texts_T)
+    return (tuple(lengths_L[rank_L == rank] for rank in range(world)),
+            tuple(texts_T[rank_T == rank] for rank in range(world)))  # fmt: skip
+
+
+def _sides(lengths_L: np.ndarray, texts_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first_B = np.cumsum(texts_B) - texts_B
+    return lengths_L[first_B], np.delete(lengths_L, first_B)

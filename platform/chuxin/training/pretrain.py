@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from chuxin.models.packed import moved, pinned
 from chuxin.models.retromae import Losses
 from chuxin.models.retromae_masks import Drawing, Texts, lay_out
 from chuxin.training.group_batch import text_keys
@@ -93,19 +94,18 @@ class Rebuild:
         means = {name: torch.zeros((), device=device) for name in ("loss", "encoder_loss", "decoder_loss")}
         by_source = torch.zeros(len(self.sources), 2, device=device)
         for index, part in enumerate(batch.parts):
-            losses = self.forward(part.texts.to(device))
+            part = moved(part, device)
+            losses = self.forward(part.texts)
             encoder, decoder = losses.encoder / masked, losses.decoder / maskable
             send(encoder + decoder, index == len(batch.parts) - 1)
             for name, value in zip(means, (encoder + decoder, encoder, decoder), strict=True):
                 means[name] += value.detach()
             if len(part.source_N):
-                counts = (count_N.to(device, non_blocking=True) for count_N in (part.masked_N, part.maskable_N))
-                text_N = sum(own_N / count_N for own_N, count_N in zip(losses[2:], counts, strict=True))
-                rows = torch.stack([text_N, torch.ones_like(text_N)], 1)
-                by_source.index_add_(0, part.source_N.to(device, non_blocking=True), rows)
+                text_N = losses.encoder_N / part.masked_N + losses.decoder_N / part.maskable_N
+                by_source.index_add_(0, part.source_N, torch.stack([text_N, torch.ones_like(text_N)], 1))
         return Terms(means, by_source)
 
     def _part(self, texts: list[np.ndarray], keys_N: np.ndarray, source_N: np.ndarray) -> Part:
         laid = lay_out(texts, keys_N, self.drawing)
         counts = (torch.tensor(count, dtype=torch.float32).clamp_(min=1.0) for count in (laid.masked, laid.maskable))
-        return Part(laid, torch.from_numpy(source_N), *counts)
+        return pinned(Part(laid, torch.from_numpy(source_N), *counts))

@@ -22,19 +22,17 @@ from chuxin.errors import InputError
 from chuxin.losses.groups import own_columns
 from chuxin.losses.listwise import listwise
 from chuxin.models.dropout import Dropout, token_keys
-from chuxin.models.packed import Packed, pack
+from chuxin.models.packed import Packed, moved, pack, pinned
 from chuxin.models.reranker import pair_ids
 from chuxin.training.config import RerankerConfig
 from chuxin.training.group_batch import text_keys
-from chuxin.training.micro import micro_batches
+from chuxin.training.micro import micro_batches, passes
 from chuxin.training.objective import Sent, Terms
-from chuxin.training.plan_reader import Batch, Plan, token_lists
-from chuxin.training.step import all_max, rank, world_size
+from chuxin.training.plan_reader import Batch, Plan, require_scores, token_lists
+from chuxin.training.step import rank, world_size
 
 Forward = Callable[[Packed, Dropout | None], torch.Tensor]
 """Packed pairs and dropout → scores: the model, or the engine around it."""
-FAILED = 1 << 30
-"""Stands for a number of passes where a rank cannot go on."""
 
 
 class Groups(NamedTuple):
@@ -54,7 +52,7 @@ class Groups(NamedTuple):
 
     def to(self, device: torch.device) -> Groups:
         """Moves everything to a device."""
-        return Groups(self.packed.to(device), *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+        return moved(self, device)
 
 
 class PairBatch(NamedTuple):
@@ -63,9 +61,12 @@ class PairBatch(NamedTuple):
     rows: int
     """Groups of all ranks."""
     passes: list[Groups]
+    """As many on every rank: one that has run out fills up with passes over nothing."""
     tokens: int
+    longest: int
+    """Tokens of the longest pair of all ranks."""
     error: InputError | None
-    """A pair beyond the model's length: told to all ranks, or the others would wait for this one for ever."""
+    """Names a pair of this rank that is beyond the model's length."""
 
 
 class Listwise:
@@ -78,13 +79,18 @@ class Listwise:
         max_length: Most tokens of a pair.
 
     Raises:
-        InputError: The plan has a group without negatives: a softmax over one passage teaches nothing.
+        InputError: The plan has a group without negatives (a softmax over one passage teaches nothing) or a pair beyond
+            the model's length, or a teacher is to be learned from and no group has its scores.
     """
 
     def __init__(self, forward: Forward, config: RerankerConfig, plan: Plan, max_length: int) -> None:
         if plan.without_negatives is not None:
             remedy = "Pack with min_negatives: 1, or mine negatives for it"
             raise InputError(plan.without_negatives, "it has no negative, which a reranker needs", remedy)
+        if plan.longest_pair > max_length:
+            raise _too_long(plan.longest_pair_row, plan.longest_pair, max_length)
+        if config.distill:
+            require_scores(plan, "distill")
         self.forward, self.config, self.sources, self.max_length = forward, config, plan.sources, max_length
 
     def prepare(self, batch: Batch) -> PairBatch:
@@ -105,17 +111,21 @@ class Listwise:
         score_N = pc.fill_null(pc.struct_field(passages, "score"), float("nan")).to_numpy()
         source_B = pc.index_in(table["source"], pa.array(self.sources, pa.string())).to_numpy().astype(np.int64)
         tokens_B = np.bincount(query_N, lengths_N, len(count_B))
-        made = []
-        for chosen in micro_batches(tokens_B.astype(np.int64), self.config.execution.micro_batch_tokens):
+        made, budget = [], self.config.execution.micro_batch_tokens
+        for chosen in micro_batches(tokens_B.astype(np.int64), budget):
             pair_n = np.concatenate([first_B[group] + np.arange(count_B[group]) for group in chosen])
             count_b = torch.from_numpy(count_B[chosen])
-            column_BG, own_BG = own_columns(torch.cumsum(count_b, 0) - count_b, count_b)
+            column_BG, own_BG = own_columns(torch.cumsum(count_b, 0) - count_b, count_b, int(count_B[chosen].max()))
             teacher_BG = torch.from_numpy(score_N[pair_n])[column_BG]
-            made.append(Groups(
+            made.append(pinned(Groups(
                 pack([pairs[pair] for pair in pair_n]), torch.from_numpy(keys_N[pair_n].astype(np.int32)), column_BG,
                 own_BG, teacher_BG, torch.from_numpy(source_B[chosen]),
-            ))  # fmt: skip
-        return PairBatch(batch.rows, made, int(lengths_N.sum()), self._too_long(table, query_N, lengths_N))
+            )))  # fmt: skip
+        # Lengths of all ranks' pairs follow from the plan: no rank has to be asked for its passes.
+        made += [_filler()] * (passes(batch.groups_of_ranks(), budget) - len(made))
+        longest = max(int(pairs_N.max(initial=0)) for pairs_N in batch.pairs_of_ranks())
+        own = self._beyond(table, query_N, lengths_N)
+        return PairBatch(batch.rows, made, int(lengths_N.sum()), longest, own)
 
     def tokens(self, batch: PairBatch) -> tuple[int, int]:
         """Tokens of this rank's pairs, and those computed: the same, since nothing is padded."""
@@ -127,19 +137,17 @@ class Listwise:
         Raises:
             InputError: A pair of this rank or another's is longer than the model takes.
         """
-        # The plan tells lengths of other ranks' texts, not which of them make a group: one integer is asked for.
-        wanted = all_max(FAILED if batch.error else max(1, len(batch.passes)), device)
-        if wanted == FAILED:
+        if batch.longest > self.max_length:  # all ranks know, but only one which row it is
             raise _agreed(batch.error)
         means = {name: torch.zeros((), device=device) for name in ("loss", "accuracy")}
         by_source = torch.zeros(len(self.sources), 2, device=device)
-        for index in range(wanted):
-            last = index == wanted - 1
-            if index >= len(batch.passes):
-                send(0.0 * self._scores(_filler().to(device)).sum(), last)
+        for index, groups in enumerate(batch.passes):
+            last, groups = index == len(batch.passes) - 1, groups.to(device)
+            score_N = self._scores(groups)
+            if not len(groups.source_B):
+                send(0.0 * score_N.sum(), last)
                 continue
-            groups = batch.passes[index].to(device)
-            logits_BG = self._scores(groups)[groups.column_BG]
+            logits_BG = score_N[groups.column_BG]
             label_B = torch.zeros(len(logits_BG), dtype=torch.int64, device=device)
             losses_B = listwise(
                 logits_BG, groups.own_BG, label_B, groups.teacher_BG, self.config.distill,
@@ -147,9 +155,10 @@ class Listwise:
             )  # fmt: skip
             send(losses_B.sum() / batch.rows, last)
             losses_B = losses_B.detach()
-            best_B = logits_BG.detach().masked_fill(~groups.own_BG, float("-inf")).argmax(1)
+            # Of equal scores the positive's is not the best: a model that scores all alike is never right.
+            below_BG = (logits_BG[:, 1:] < logits_BG[:, :1]) | ~groups.own_BG[:, 1:]
             means["loss"] += losses_B.sum() / batch.rows
-            means["accuracy"] += (best_B == 0).sum() / batch.rows
+            means["accuracy"] += below_BG.all(1).sum() / batch.rows
             by_source.index_add_(0, groups.source_B, torch.stack([losses_B, torch.ones_like(losses_B)], 1))
         return Terms(means, by_source)
 
@@ -161,13 +170,17 @@ class Listwise:
             dropout = Dropout(self.config.dropout, keys_T)
         return self.forward(groups.packed, dropout)
 
-    def _too_long(self, table: pa.Table, query_N: np.ndarray, lengths_N: np.ndarray) -> InputError | None:
+    def _beyond(self, table: pa.Table, query_N: np.ndarray, lengths_N: np.ndarray) -> InputError | None:
         longest = int(lengths_N.argmax()) if len(lengths_N) else 0
         if not len(lengths_N) or lengths_N[longest] <= self.max_length:
             return None
         query = table["query_id"][int(query_N[longest])].as_py()
-        problem = f"with a passage it makes {lengths_N[longest]} tokens, the model takes {self.max_length}"
-        return InputError(f"query_id {query}", problem, "Pack again with a smaller query_max_len or passage_max_len")
+        return _too_long(f"query_id {query}", lengths_N[longest], self.max_length)
+
+
+def _too_long(row: str, tokens: int, most: int) -> InputError:
+    problem = f"the query makes {tokens} tokens with a passage, the model takes {most}"
+    return InputError(row, problem, "Pack again with a smaller query_max_len or passage_max_len")
 
 
 def _agreed(own: InputError | None) -> InputError:

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from chuxin.models.reranker import CrossEncoder
+from chuxin.training.plan_reader import Batch
+
 MEASURED_S, ROUNDS = 0.2, 10
 """Seconds that the rate is measured for, and in how many rounds."""
 
@@ -31,6 +34,8 @@ class Work(NamedTuple):
     hidden: int
     rate: float
     """Floating-point operations a second in matrix products, of one device."""
+    pairs: bool = False
+    """Whether the model reads each query together with each of its passages."""
 
     def flops(self, lengths_of_ranks: Sequence[np.ndarray]) -> float:
         """FLOPs of forward and backward pass over texts of these lengths.
@@ -43,16 +48,22 @@ class Work(NamedTuple):
         attention = 12.0 * self.layers * self.hidden * float((lengths_N**2).sum())
         return 6.0 * self.linear * float(lengths_N.sum()) + attention
 
+    def mfu(self, batch: Batch, seconds: float) -> float:
+        """MFU of a step on a batch, 0 to 1: of its texts, or of its pairs if the model reads those."""
+        return self.share(batch.pairs_of_ranks() if self.pairs else batch.lengths_of_ranks, seconds)
+
     def share(self, lengths_of_ranks: Sequence[np.ndarray], seconds: float) -> float:
-        """MFU of a step that took `seconds` on as many devices as there are ranks, 0 to 1."""
+        """MFU of a step on texts of these lengths that took `seconds` on as many devices as there are ranks, 0 to 1."""
         return self.flops(lengths_of_ranks) / (seconds * self.rate * len(lengths_of_ranks))
 
 
 def measure_work(module: nn.Module, layers: int, hidden: int, dtype: torch.dtype) -> Work:
     """Counts a module's linear parameters and measures its device; before ZeRO-3 takes the weights away."""
-    trained = (inner.weight for inner in module.modules() if isinstance(inner, nn.Linear))
+    pairs = isinstance(module, CrossEncoder)
+    read = module.roberta if pairs else module  # a cross-encoder's classifier sees the first token only
+    trained = (inner.weight for inner in read.modules() if isinstance(inner, nn.Linear))
     linear = sum(weight.numel() for weight in trained if weight.requires_grad)
-    return Work(linear, layers, hidden, matmul_rate(next(module.parameters()).device, dtype))
+    return Work(linear, layers, hidden, matmul_rate(next(module.parameters()).device, dtype), pairs)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -62,7 +73,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     (2.7 was seen on two cores that ten processes used).
     """
     size = 8192 if device.type == "cuda" else 512
-    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(1)
+    # Random numbers, as weights are: a GPU multiplies constants faster, since fewer bits change.
+    left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
 
     def products(count: int) -> float:
         started = time.perf_counter()

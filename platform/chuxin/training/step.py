@@ -1,4 +1,4 @@
-"""Ranks that train together: who they are, and numbers added up or compared over them.
+"""Ranks that train together: who they are, and numbers added up over them.
 
 Pure torch: without a process group there is one rank. Leaves out: gathering tensors (gather.py).
 """
@@ -21,17 +21,18 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
-    """Adds numbers over the ranks, in fp64."""
-    total = torch.tensor(values, dtype=torch.float64, device=device)
+def all_sum(values: Sequence[float], device: torch.device, tensors: Sequence[torch.Tensor] = ()) -> list[float]:
+    """Adds numbers over the ranks, in fp64.
+
+    Args:
+        values: Known to the CPU.
+        device: Where they are added up.
+        tensors: On the device, of any shape; their elements follow the values. Nothing waits for the device but the
+            result.
+    """
+    known = torch.tensor(values, dtype=torch.float64)
+    known = known.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else known
+    total = torch.cat([known, *(tensor.detach().double().flatten() for tensor in tensors)])
     if world_size() > 1:
         distributed.all_reduce(total)
     return total.tolist()
-
-
-def all_max(value: int, device: torch.device) -> int:
-    """The largest of the ranks' integers."""
-    largest = torch.tensor([value], device=device)
-    if world_size() > 1:
-        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-    return int(largest)

@@ -71,23 +71,27 @@ class _Sides:
     def __init__(self, batch: GroupBatch, cache: Cached, config: FinetuneConfig) -> None:
         self.batch, self.in_batch = batch, config.in_batch_negatives
         device, queries, texts = cache.dense_NH.device, len(batch.count_B), len(batch.lengths)
-        own = Texts(batch.lengths, batch.ids_T.to(device), cache)
+        own = Texts(batch.lengths, batch.ids_T.to(device, non_blocking=True), cache)
         self.room = own._replace(outputs=cache.zeros())
         self.query, self.query_room = own.cut(0, queries), self.room.cut(0, queries)
         self.candidates = Joined(
-            own.cut(queries, texts), self.room.cut(queries, texts).outputs, alone=not self.in_batch
-        )
+            own.cut(queries, texts), self.room.cut(queries, texts).outputs,
+            batch.passages_of_ranks if self.in_batch else (),
+        )  # fmt: skip
         self.all_room = self.candidates.texts._replace(outputs=self.candidates.room)
         self.all = self.candidates.texts.leaves()
         self.all_side = side(self.all)
 
         self.first_B = np.cumsum(batch.count_B) - batch.count_B
-        passage_hash_N = batch.passage_hash_N.to(device)
+        passage_hash_N = batch.passage_hash_N.to(device, non_blocking=True)
         self.hash_P = self.candidates.join(passage_hash_N)
-        self.query_hash_B, self.score_N = batch.query_hash_B.to(device), batch.score_N.to(device)
+        self.query_hash_B, self.score_N = (
+            tensor.to(device, non_blocking=True) for tensor in (batch.query_hash_B, batch.score_N)
+        )
         self.queries = None
         if config.query_to_query:
-            self.queries = Joined(_dense_only(self.query), _dense_only(self.query_room).outputs)
+            dense, room = _dense_only(self.query), _dense_only(self.query_room).outputs
+            self.queries = Joined(dense, room, batch.queries_of_ranks)
             positive_hash_B = passage_hash_N[torch.from_numpy(self.first_B).to(device)]
             self.hashes_Q = self.queries.join(self.query_hash_B), self.queries.join(positive_hash_B)
             self.query_leaf_QH = self.queries.texts.outputs.dense_NH.detach().requires_grad_()
@@ -114,8 +118,9 @@ class _Sides:
             leaves.append(self.query_leaf_QH)
             rooms.append(self.queries.room.dense_NH)
         tile = Tile(
-            side(query), candidate, *(torch.from_numpy(array).to(device) for array in (first_B, count_B)),
-            self.score_N[low:high], self.query_hash_B[begin:end], hash_C, others,
+            side(query), candidate,
+            *(torch.from_numpy(array).to(device, non_blocking=True) for array in (first_B, count_B)),
+            int(count_B.max(initial=1)), self.score_N[low:high], self.query_hash_B[begin:end], hash_C, others,
         )  # fmt: skip
         return tile, [(leaf, room) for leaf, room in zip(leaves, rooms, strict=True) if leaf is not None]
 
@@ -147,7 +152,8 @@ def _dense_only(texts: Texts) -> Texts:
 
 
 def _by_source(losses_B: torch.Tensor, source_B: torch.Tensor, sources: int) -> torch.Tensor:
-    known_B = source_B >= 0
-    pair_B2 = torch.stack([losses_B, torch.ones_like(losses_B)], 1)[known_B.to(losses_B.device)]
-    total_S2 = torch.zeros(sources, 2, device=losses_B.device)
-    return total_S2.index_add(0, source_B[known_B].to(losses_B.device), pair_B2)
+    known_B = source_B >= 0  # on the host, where both are
+    places = (known_B.nonzero()[:, 0], source_B[known_B])
+    row_K, source_K = (place.to(losses_B.device, non_blocking=True) for place in places)
+    pair_K2 = torch.stack([losses_B, torch.ones_like(losses_B)], 1)[row_K]
+    return torch.zeros(sources, 2, device=losses_B.device).index_add(0, source_K, pair_K2)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from torch import distributed
 
@@ -32,11 +32,12 @@ from chuxin.training.deepspeed import deepspeed_config, new_engine, whole_weight
 from chuxin.training.ema import Average
 from chuxin.training.guard import Guard
 from chuxin.training.loop import DEV, Record, Watched, train, watch
-from chuxin.training.optimizer import new_optimizer
+from chuxin.training.optimizer import check_schedule, new_optimizer
 from chuxin.training.plan_reader import Plan, open_plan
+from chuxin.training.records import Records
 from chuxin.training.run import Run
 from chuxin.training.shards import set_optimizer_state
-from chuxin.training.step import all_max, rank, world_size
+from chuxin.training.step import rank, world_size
 
 TOLD_EVERY = 10.0
 """Seconds between progress lines."""
@@ -48,7 +49,7 @@ class Trained(NamedTuple):
     assembly: Assembly
     engine: Any
     watched: Watched
-    records: list[Record]
+    records: Records
     done: int
     """Steps that the weights have behind them when the worker begins."""
 
@@ -107,14 +108,16 @@ def _fit(ctx: Context, config: TrainingConfig, plan: Plan, uri: str, state: str)
         problem = f"it needs {least} GPUs and the cluster has {gpus:g}"
         raise InputError(f"{ctx.name}.execution", problem, "Lower num_workers, or set use_gpu to false")
     resources = {"CPU": float(execution.cpus_per_worker), **({"GPU": 1.0} if execution.use_gpu else {})}
+    check_schedule(config.optimizer, _total(config, plan), ctx.name)
     model = ctx.resolve(config.model)
     model = os.path.abspath(model) if os.path.isdir(model) else model
     dev = None if isinstance(config, PretrainConfig) or config.dev is None else ctx.resolve(config.dev.benchmark)
     dev = _absolute(dev) if dev is not None else None
     elastic = execution.min_workers is not None and execution.min_workers < execution.num_workers
+    owner = checkpoint.claim(state)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"run": Run(ctx.name, config, plan, uri, model, dev, state, checkpoint.claim(state))},
+        train_loop_config={"run": Run(ctx.name, config, plan, uri, model, dev, state, owner)},
         scaling_config=ScalingConfig(
             num_workers=(least, execution.num_workers) if elastic else execution.num_workers,
             use_gpu=execution.use_gpu, resources_per_worker=resources,
@@ -124,12 +127,26 @@ def _fit(ctx: Context, config: TrainingConfig, plan: Plan, uri: str, state: str)
             failure_config=FailureConfig(max_failures=execution.max_failures),
         ),
     )  # fmt: skip
-    progress.take_error(state)  # of a driver that was killed before it could raise it
-    with progress.followed(state, ctx.log):
-        trainer.fit()
-    error = progress.take_error(state)
+    try:
+        with progress.followed(state, owner, ctx.log):
+            trainer.fit()
+    except TrainingFailedError:
+        if progress.error_left(state, owner) is None:
+            raise  # else it failed because of an error that can be told better
+    error = progress.error_left(state, owner)
     if error is not None:
+        fs, path = filesystem(_metrics(state, owner))
+        if fs.exists(path):
+            ctx.log(f"the records up to here are in {path}")
         raise InputError(f"{ctx.name}: {error.where}", error.problem, error.remedy)
+
+
+def _total(config: TrainingConfig, plan: Plan) -> int:
+    return min(plan.batches, config.max_steps or plan.batches)
+
+
+def _metrics(state: str, owner: str) -> str:
+    return f"{progress.told(state, owner)}/{checkpoint.METRICS}"
 
 
 def _line(record: Record) -> str:
@@ -145,32 +162,34 @@ def _work(settings: dict[str, Run]) -> None:
     """Runs in each worker."""
     run = settings["run"]
     torch.set_num_threads(run.config.execution.cpus_per_worker)
+    if progress.error_left(run.state, run.owner) is not None:
+        return  # Ray Train tries again what such an error ended; the driver raises it
     try:
-        loaded = _load(run)
-        if loaded is not None:
-            trained = _start(run, loaded)
-            _loop(run, trained)
-            _export(run, trained)
+        trained = _start(run, _load(run))
+        _loop(run, trained)
+        _export(run, trained)
     except InputError as error:
-        # Not for Ray Train to try again: the driver raises it.
-        progress.leave_error(run.state, error)
+        progress.leave_error(run.state, run.owner, rank(), error)
+        if not progress.all_left_one(run.state, run.owner, world_size()):
+            # It is this rank's alone: the others wait for it in a collective, for half an hour, if the group is not
+            # ended, which is what Ray Train does with one that failed.
+            raise
 
 
-def _load(run: Run) -> Assembly | None:
-    """Loads what is trained; None if another worker could not.
-
-    Without agreement the others would wait for the failed one in DeepSpeed's first collective, for half an hour.
-    """
-    device = ray.train.torch.get_device()
+def _load(run: Run) -> Assembly:
+    """Loads what is trained. Raises InputError on all ranks if one of them could not."""
     failed: InputError | None = None
     try:
+        device = ray.train.torch.get_device()
         loaded = assembly.assemble(run.config, run.model, run.plan, run.plan_uri, run.dev, device)
     except InputError as error:
         failed = error
-    if all_max(int(failed is not None), device):
-        if failed is not None:
-            raise failed
-        return None
+    if world_size() > 1:
+        errors: list[InputError | None] = [None] * world_size()
+        distributed.all_gather_object(errors, failed)
+        failed = next((error for error in errors if error is not None), None)
+    if failed is not None:
+        raise failed
     return loaded
 
 
@@ -193,16 +212,19 @@ def _start(run: Run, loaded: Assembly) -> Trained:
             set_optimizer_state(engine, stage, reader)
             if average is not None:
                 average.restore(lambda name: reader(name, checkpoint.AVERAGE))
+    done = saved.step if saved else 0
+    checkpoint.drop_unreached(run.state, run.owner, done)
     watched = Watched(Guard(config.max_loss_ratio, saved.recent if saved else ()), average, loaded.work)
-    records = checkpoint.read_records(f"{saved.uri}/{checkpoint.METRICS}") if saved else []
-    return Trained(loaded, engine, watched, records, saved.step if saved else 0)
+    known = checkpoint.read_records(f"{saved.uri}/{checkpoint.METRICS}") if saved else []
+    records = Records(None if rank() else _metrics(run.state, run.owner), known)
+    return Trained(loaded, engine, watched, records, done)
 
 
 def _loop(run: Run, trained: Trained) -> None:
     """Trains to the end; adds to the records, writes checkpoints, tells the driver and the metrics."""
-    config, execution, records = run.config, run.config.execution, trained.records
-    total = min(run.plan.batches, config.max_steps or run.plan.batches)
-    told = progress.Teller(run.state)
+    config, execution = run.config, run.config.execution
+    total = _total(config, run.plan)
+    told = progress.Teller(run.state, run.owner)
     if rank() == 0:
         begin = f"continues after step {trained.done}" if trained.done else "begins"
         shared = f"{world_size()} worker{'s' * (world_size() > 1)} with {execution.cpus_per_worker} CPU each"
@@ -212,19 +234,27 @@ def _loop(run: Run, trained: Trained) -> None:
         if rank() == 0:
             told.line(_line(record))
 
-    seen = {name: records[-1][name] if records else 0 for name in ("rows_seen", "tokens_seen")}
+    try:
+        _follow(run, trained, total, tell)
+    finally:
+        trained.records.write()  # also those before a loss that is no number
+
+
+def _follow(run: Run, trained: Trained, total: int, tell: Callable[[Record], None]) -> None:
+    execution, records = run.config.execution, trained.records
+    seen = {name: records.all[-1][name] if records.all else 0 for name in ("rows_seen", "tokens_seen")}
     for record in watch(_steps(run, trained, total), total, TOLD_EVERY, tell):
         step = record["step"]
         seen = {"rows_seen": seen["rows_seen"] + record["rows"], "tokens_seen": seen["tokens_seen"] + record["tokens"]}
         at_checkpoint = step % execution.checkpoint_every == 0 or step == total
         if at_checkpoint or DEV in record or step % execution.log_every == 0:
-            records.append({**record, **seen})
+            records.add({**record, **seen})
         if rank() == 0:
             _tell_metrics(run.stage, record)
         if at_checkpoint:
             watched = trained.watched
             checkpoint.save(
-                trained.engine, run.state, run.owner, step, records, list(watched.guard.recent),
+                trained.engine, run.state, run.owner, step, records.all, list(watched.guard.recent),
                 execution.zero_stage, execution.keep_checkpoints, watched.average,
             )  # fmt: skip
             ray.train.report({key: record[key] for key in ("step", "epoch", "loss", "grad_norm", "lr")})
@@ -255,7 +285,7 @@ def _tell_metrics(stage: str, record: Record) -> None:
 def _export(run: Run, trained: Trained) -> None:
     """Writes the model: the best weights if they were scored, else their average, else the last."""
     checkpoint.require_owner(run.state, run.owner)
-    records, module, average = trained.records, trained.assembly.module, trained.watched.average
+    records, module, average = trained.records.all, trained.assembly.module, trained.watched.average
     last = records[-1]
     best = checkpoint.best(run.state, last["step"]) if run.dev is not None else None
     directory = f"export-{run.owner}"

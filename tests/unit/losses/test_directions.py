@@ -5,7 +5,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from chuxin.losses.dense import dense_scores
-from chuxin.losses.directions import passage_to_passage, query_to_query
+from chuxin.losses.directions import further_scores, no_passage_negatives, no_query_negatives
 from chuxin.losses.groups import own_passages
 from chuxin.losses.unified import head_loss
 
@@ -39,10 +39,12 @@ def extra(query, passage, kinds: set[str]) -> torch.Tensor:
     first, hashes = torch.arange(B) * G, torch.arange(100, 100 + B * G)
     parts = []
     if "query_to_query" in kinds:
-        parts.append(query_to_query(query, query, torch.arange(B), torch.arange(B), hashes[first]))
+        excluded = no_query_negatives(torch.arange(B), torch.arange(B), hashes[first])
+        parts.append(further_scores(query, query, excluded))
     if "doc_to_doc" in kinds:
         own = own_passages(first, torch.full((B,), G), B * G)
-        parts.append(passage_to_passage(passage, first, own, torch.arange(B), hashes))
+        excluded = no_passage_negatives(first, own, torch.arange(B), hashes)
+        parts.append(further_scores(passage[first], passage, excluded))
     return torch.cat(parts, 1) / T
 
 
@@ -56,26 +58,24 @@ def test_further_directions_equal_sentence_transformers(vectors, kinds) -> None:
 
 def test_queries_with_the_same_text_or_positive_are_no_negatives(vectors) -> None:
     query, _ = vectors
-    scores = query_to_query(
-        query[1:2], query, torch.tensor([1]), torch.tensor([9, 5, 5, 8]), torch.tensor([1, 2, 3, 2])
-    )
-    assert scores.isneginf().tolist() == [[False, True, True, True]]
+    excluded = no_query_negatives(torch.tensor([1]), torch.tensor([9, 5, 5, 8]), torch.tensor([1, 2, 3, 2]))
+    assert further_scores(query[1:2], query, excluded).isneginf().tolist() == [[False, True, True, True]]
 
 
-def test_copies_of_query_and_positive_are_no_negatives_of_a_positive(vectors) -> None:
-    _, passage = vectors
+def test_copies_of_query_and_positive_are_no_negatives_of_a_positive() -> None:
     hashes = torch.tensor([40, 41, 42, 7, 40, 45, 46, 47, 48, 49, 50, 51])
     own = own_passages(torch.tensor([0]), torch.tensor([3]), B * G)
-    scores = passage_to_passage(passage, torch.tensor([0]), own, torch.tensor([7]), hashes)
-    assert scores.isneginf()[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+    excluded = no_passage_negatives(torch.tensor([0]), own, torch.tensor([7]), hashes)
+    assert excluded[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_rank_without_queries(vectors) -> None:
     query, passage = vectors
     none = torch.zeros(0, dtype=torch.int64)
+    no_query = no_query_negatives(none, torch.arange(B), torch.arange(B))
+    no_passage = no_passage_negatives(none, own_passages(none, none, B * G), none, torch.arange(B * G))
     further = torch.cat([
-        query_to_query(query[:0], query, none, torch.arange(B), torch.arange(B)),
-        passage_to_passage(passage, none, own_passages(none, none, B * G), none, torch.arange(B * G)),
+        further_scores(query[:0], query, no_query), further_scores(passage[none], passage, no_passage)
     ], 1)  # fmt: skip
     losses = head_loss(dense_scores(query[:0], passage), none, extra_BX=further)
     losses.sum().backward()

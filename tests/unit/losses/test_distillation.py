@@ -33,7 +33,7 @@ def ragged():
     count_B = torch.tensor(COUNTS)
     first_B = torch.cumsum(count_B, 0) - count_B
     scores = (torch.randn(4, 10) * 4).requires_grad_()
-    taught = teacher(torch.randn(4, 4), *own_columns(first_B, count_B), 0.5)
+    taught = teacher(torch.randn(4, 4), *own_columns(first_B, count_B, 4), 0.5)
     return scores, taught, ~own_passages(first_B, count_B, 10)
 
 
@@ -41,7 +41,7 @@ def ragged():
 def even():
     torch.manual_seed(1)
     scores = (torch.randn(3, 12) * 4).requires_grad_()
-    taught = teacher(torch.randn(3, 4) * 2, *own_columns(torch.arange(3) * 4, torch.full((3,), 4)))
+    taught = teacher(torch.randn(3, 4) * 2, *own_columns(torch.arange(3) * 4, torch.full((3,), 4), 4))
     return scores, taught, torch.arange(12)[None, :] // 4 != torch.arange(3)[:, None]
 
 
@@ -154,7 +154,7 @@ def test_a_query_with_nothing_but_its_positive_has_no_loss(even) -> None:
 
 def test_a_rank_without_queries_gets_no_losses_and_a_graph() -> None:
     scores, none = torch.zeros(0, 5, requires_grad=True), torch.zeros(0, dtype=torch.int64)
-    taught = teacher(torch.zeros(0, 1), *own_columns(none, none))
+    taught = teacher(torch.zeros(0, 1), *own_columns(none, none, 1))
     sides = (m3_kd(scores, taught), kl_div(scores[:, :1], taught.target_BG, taught.own_BG),
              self_distillation(scores, scores, none))  # fmt: skip
     for losses_B in sides:

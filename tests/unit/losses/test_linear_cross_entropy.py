@@ -111,3 +111,49 @@ def test_no_tensor_as_large_as_the_logits_is_made() -> None:
     with Watch():
         linear_cross_entropy(*weights, target, Tile(rows, 128, False))[0].backward()
     assert max(sizes) <= 4 * vocabulary < rows * vocabulary
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("rows", [16, 23])
+def test_the_loss_in_bf16_is_that_of_the_very_logits_that_are_summed(keep: bool, rows: int) -> None:
+    """Nearly certain tokens: a target's logit computed apart from its tile would make losses below 0."""
+    generator = torch.Generator().manual_seed(3)
+    table = torch.randn(61, 32, generator=generator)
+    target = torch.randint(61, (rows,), generator=generator)
+    states = (0.9 * table[target] + 0.05 * torch.randn(rows, 32, generator=generator)).requires_grad_()
+    bias = 0.3 * torch.randn(61, generator=generator)
+    weights = [states, table.requires_grad_(), bias.requires_grad_()]
+    tile = Tile(8, 7, keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, losses = linear_cross_entropy(*weights, target, tile)
+    logits = []
+    for start in range(0, rows, tile.rows):
+        part = states[start : start + tile.rows].bfloat16()
+        tiles = zip(table.bfloat16().split(tile.columns), bias.bfloat16().split(tile.columns), strict=True)
+        logits.append(torch.cat([torch.addmm(own_bias, part, own.T) for own, own_bias in tiles], 1).float())
+    logits = torch.cat(logits)
+    naive = torch.logsumexp(logits, 1) - logits[torch.arange(rows), target]
+    torch.testing.assert_close(losses, naive.detach(), rtol=1e-4, atol=1e-5)
+    assert (losses >= 0).all() and (losses < 0.02).any() and loss.item() == pytest.approx(losses.sum().item())
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_nearly_certain_token_still_teaches_in_bf16(keep: bool) -> None:
+    """Its gradient is 1 - p of the right entry; p itself, rounded to bf16, would be 1."""
+    states, table, target = torch.tensor([[7.0]], requires_grad=True), torch.tensor([[1.0], [0.0]]), torch.tensor([0])
+    bias = torch.zeros(2, requires_grad=True)
+    table.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(states, table, bias, target, Tile(1, 1, keep))
+    found = torch.autograd.grad(loss, [states, table, bias])
+    exact = functional.cross_entropy(functional.linear(states, table, bias), target)
+    for gradient, right in zip(found, torch.autograd.grad(exact, [states, table, bias]), strict=True):
+        assert right.abs().max() > 5e-4
+        torch.testing.assert_close(gradient, right, rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", [-1, -100, 53])
+def test_a_target_that_is_no_entry_is_not_taken_for_one(target: int) -> None:
+    *weights, _ = inputs(2)
+    losses = linear_cross_entropy(*weights, torch.tensor([3, target]), Tile(2, 10, False))[1]
+    assert losses.isnan().tolist() == [False, True]

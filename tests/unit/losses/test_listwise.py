@@ -46,8 +46,8 @@ def test_a_ragged_group_is_that_group_alone() -> None:
     torch.manual_seed(1)
     flat, counts = torch.randn(6, requires_grad=True), torch.tensor([2, 1, 3])
     teacher = torch.randn(6)
-    table, own = pad_groups(flat, counts, 0.0)
-    scores, _ = pad_groups(teacher, counts, float("nan"))
+    table, own = pad_groups(flat, counts, int(counts.max()), 0.0)
+    scores, _ = pad_groups(teacher, counts, int(counts.max()), float("nan"))
     ours = listwise(table, own, torch.tensor([1, 0, 2]), scores, 0.3, 2.0)
     expected = []
     for start, count, label in ((0, 2, 1), (2, 1, 0), (3, 3, 2)):

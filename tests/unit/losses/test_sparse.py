@@ -106,3 +106,15 @@ def test_no_buffer_has_the_size_of_the_vocabulary(flag) -> None:
         sparse_scores(texts, texts, flag.special).sum().backward()
     largest = max(abs(event.cpu_memory_usage) for event in profile.events())
     assert largest <= 20 * 2000 * 4 * 4
+
+
+def test_autocast_around_the_backward_pass_rounds_nothing(sides, flag) -> None:
+    query, passage = sides
+    upstream = torch.randn(query.texts, passage.texts)
+    leaves = query.weight_T, passage.weight_T
+    exact = torch.autograd.grad(sparse_scores(query, passage, flag.special), leaves, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = sparse_scores(query, passage, flag.special)
+        found = torch.autograd.grad(scores, leaves, upstream)
+    for gradient, right in zip(found, exact, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-6, atol=1e-6)

@@ -50,7 +50,7 @@ def test_equals_flagembedding(flag, texts, self_distill, distill) -> None:
     model = flag.model(use_self_distill=self_distill, kd_loss_type=distill)
     torch.manual_seed(5)
     score = torch.randn(B, G)
-    taught = None if distill == "none" else teacher(score, *own_columns(FIRST, COUNT))
+    taught = None if distill == "none" else teacher(score, *own_columns(FIRST, COUNT, G))
     given = None if distill == "none" else score.flatten().tolist()
     theirs = model(*map(flag.padded, texts), teacher_scores=given).loss
     losses, _ = unified(our_scores(model, texts, flag.special), FIRST, None, taught, distill, self_distill)
@@ -102,7 +102,7 @@ def test_an_untaught_group_has_the_loss_of_its_label(flag, texts, distill) -> No
     scores = our_scores(flag.model(), texts, flag.special)
     known = torch.randn(B, G)
     known[1, 2] = float("nan")
-    taught = teacher(known, *own_columns(FIRST, COUNT))
+    taught = teacher(known, *own_columns(FIRST, COUNT, G))
     for head in scores:
         losses = head_loss(head, FIRST, None, taught, distill)
         plain = head_loss(head, FIRST)
@@ -114,7 +114,7 @@ def test_ragged_groups_of_a_tile_are_those_of_the_whole(flag, texts) -> None:
     scores = our_scores(flag.model(), texts, flag.special)
     count = torch.tensor([5, 1, 6])
     first = torch.cumsum(count, 0) - count
-    taught = teacher(torch.randn(B, 6), *own_columns(first, count))
+    taught = teacher(torch.randn(B, 6), *own_columns(first, count, 6))
     excluded = torch.rand(B, B * G) < 0.3
     whole, terms = unified(scores, first, excluded, taught, "m3_kd_loss", True)
     for b in range(B):
@@ -140,7 +140,7 @@ def test_the_dense_losses_can_be_given(flag, texts) -> None:
 def test_excluding_everything_gives_no_nan(flag, texts, distill) -> None:
     model = flag.model()
     scores = our_scores(model, texts, flag.special)
-    taught = teacher(torch.randn(B, G), *own_columns(FIRST, COUNT))
+    taught = teacher(torch.randn(B, G), *own_columns(FIRST, COUNT, G))
     everything = torch.ones(B, B * G, dtype=torch.bool)
     losses, _ = unified(scores, FIRST, everything, taught, distill, True)
     losses.sum().backward()
@@ -150,7 +150,7 @@ def test_excluding_everything_gives_no_nan(flag, texts, distill) -> None:
 def test_further_candidates_count_in_both_the_label_s_and_the_teacher_s_loss(flag, texts) -> None:
     scores = our_scores(flag.model(), texts, flag.special).dense_BC.detach().requires_grad_()
     further = torch.tensor([[1.0, float("-inf")]] * B)
-    taught = teacher(torch.randn(B, G), *own_columns(FIRST, COUNT))
+    taught = teacher(torch.randn(B, G), *own_columns(FIRST, COUNT, G))
     for distill in ("none", "m3_kd_loss"):
         ours = head_loss(scores, FIRST, FOREIGN, taught, distill, extra_BX=further)
         wider = torch.cat([scores, further[:, :1]], 1)
@@ -162,7 +162,7 @@ def test_further_candidates_count_in_both_the_label_s_and_the_teacher_s_loss(fla
 def test_a_rank_without_queries_gets_no_losses_and_a_graph() -> None:
     leaves = [torch.zeros(0, 5, requires_grad=True) for _ in range(3)]
     none = torch.zeros(0, dtype=torch.int64)
-    taught = teacher(torch.zeros(0, 1), *own_columns(none, none))
+    taught = teacher(torch.zeros(0, 1), *own_columns(none, none, 1))
     for distill in ("none", "kl_div", "m3_kd_loss"):
         losses, terms = unified(Scores(*leaves), none, torch.zeros(0, 5, dtype=torch.bool), taught, distill, True)
         losses.sum().backward()

@@ -1,12 +1,14 @@
 """Packed texts against Hugging Face's own padded forward pass, values and gradients."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
 
 from chuxin.models.dropout import Dropout, token_keys
-from chuxin.models.packed import Packed, encode, pack, position_count
+from chuxin.models.packed import Packed, encode, moved, pack, pinned, position_count
 
 MAX = 40
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -155,3 +157,17 @@ def test_packed_is_what_it_says() -> None:
     assert packed.bounds_N1.dtype == torch.int32 and packed.lengths == (3, 1)
     moved = packed.to("meta")
     assert {tensor.device.type for tensor in moved[:3]} == {"meta"} and moved.lengths == (3, 1)
+
+
+def test_tensors_of_named_tuples_move_and_nothing_else_changes() -> None:
+    class Outer(NamedTuple):
+        packed: Packed
+        key_N: torch.Tensor
+        name: str
+
+    given = Outer(pack([[0, 5, 2], [0, 2]]), torch.zeros(2), "a")
+    found = moved(given, "meta")
+    assert {tensor.device.type for tensor in (*found.packed[:3], found.key_N)} == {"meta"}
+    assert (found.packed.lengths, found.name) == ((3, 2), "a") and type(found.packed) is Packed
+    if not torch.cuda.is_initialized():
+        assert pinned(given) is given

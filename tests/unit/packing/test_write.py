@@ -58,6 +58,11 @@ def test_group_row_groups_are_batches_cut_into_slices() -> None:
     assert facts["longest"] == max(lengths) and facts["max_token_id"] == 149
     assert facts["max_row"] == "query_id 149" and facts["sources"] == ["a", "b"]
     assert facts["without_negatives"] in {f"query_id {row['query_id']}" for row in rows if len(row["passages"]) == 1}
+    pairs = {f"query_id {row['query_id']}, passage_id {p['passage_id']}": len(row["query_ids"]) + len(p["token_ids"])
+             for row in rows for p in row["passages"]}  # fmt: skip
+    assert facts["longest_pair"] == max(pairs.values()) == pairs[facts["longest_pair_row"]]
+    # Positives of this table have no score; of a group of one passage that is all there is.
+    assert facts["scored_groups"] == 0
     named = next(row for row in rows if facts["longest_row"].startswith(f"query_id {row['query_id']}, "))
     passage_id = int(facts["longest_row"].split()[-1])
     assert [len(p["token_ids"]) for p in named["passages"] if p["passage_id"] == passage_id] == [facts["longest"]]
@@ -114,3 +119,17 @@ def test_an_empty_plan_has_no_row_groups() -> None:
     figures = Figures()
     assert list(figures.watch(group_slices(table, [], 0, 4))) == []
     assert figures.facts(0)["rows"] == 0
+
+
+def test_groups_whose_passages_all_have_a_score_are_counted() -> None:
+    def passages(*scores: float | None) -> list[dict]:
+        return [{"passage_id": n, "text_hash": n, "token_ids": [0, 2], "score": score}
+                for n, score in enumerate(scores)]  # fmt: skip
+
+    groups = [(0.5, 1.0), (0.0,), (None, 1.0), (1.0, None), (None,), (1.0, float("nan")), (3.0, 2.0, 1.0)]
+    rows = [{"epoch": 0, "batch": n // 4, "slice": 0, "row": n % 4, "query_id": n, "source": "a", "query_hash": n,
+             "query_ids": [0, 2], "lengths": [2] * (1 + len(scores)), "passages": passages(*scores)}
+            for n, scores in enumerate(groups)]  # fmt: skip
+    table, figures = pa.Table.from_pylist(rows, PLAN_GROUPS), Figures()
+    assert list(figures.watch(iter([table.slice(0, 4), table.slice(4)])))
+    assert figures.facts(2)["scored_groups"] == 3

@@ -3,9 +3,7 @@
     python engines.py RANK WORLD DIRECTORY    trains DIRECTORY/plan.parquet as one of several ranks, writes RANK.pt
 """
 
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +25,9 @@ from chuxin.training.optimizer import new_optimizer
 from chuxin.training.plan_reader import Batch, Plan, PlanFile, token_lists
 from chuxin.training.speed import Work
 from chuxin.training.step import world_size
+
+sys.path.insert(0, str(Path(__file__).parent))  # run as a script, imported by tests and by other scripts alike
+import processes  # noqa: E402
 
 STEPS = 8
 TEXTS = [np.arange(length) for length in (3, 7, 1, 5, 5, 2, 9)]
@@ -144,20 +145,13 @@ def text_sums(packed: Packed) -> torch.Tensor:
 
 
 def run_as(rank: int, world: int, directory: Path) -> tuple:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = distributed.FileStore(str(directory / "store"), world)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=100))
-    try:
+    with processes.group(rank, world, directory):
         engine, watched, records = run(plan_at(directory / "plan.parquet"))
         records = list(records)
         # Dev texts: more than one micro-batch, and fewer texts than ranks.
         sums = [on_all_ranks(texts, text_sums, 12, torch.device("cpu")) for texts in (TEXTS, TEXTS[:1])]
         return records, engine.module.state_dict(), watched.average.held, sums
-    finally:
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.save(run_as(rank, world, directory), directory / f"{rank}.pt")
+    processes.main(run_as)

@@ -5,15 +5,11 @@
 test_ranks.py runs it as both; test_finetune.py and test_grad_cache.py take model and plan from here.
 """
 
-import os
 import sys
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import distributed
 from transformers import XLMRobertaConfig, XLMRobertaModel
@@ -23,6 +19,9 @@ from chuxin.schema import PLAN_GROUPS
 from chuxin.training.config import FinetuneConfig, OptimizerConfig, TrainExecution
 from chuxin.training.finetune import Contrastive
 from chuxin.training.plan_reader import Batch, Plan, PlanFile, read_batches
+
+sys.path.insert(0, str(Path(__file__).parent))  # run as a script, imported by tests and by other scripts alike
+import processes  # noqa: E402
 
 VOCAB, SPECIAL = 60, (0, 1, 2, 3)
 SOURCES = ("a", "b")
@@ -81,11 +80,7 @@ def write_plan(directory: Path) -> None:
     # False negatives by text: another query's positive, or negative, has the hash of this one's positive.
     groups[1]["passages"][0]["text_hash"] = groups[0]["passages"][0]["text_hash"]
     groups[-1]["passages"][1]["text_hash"] = groups[-2]["passages"][0]["text_hash"]
-    with pq.ParquetWriter(directory / "groups.parquet", PLAN_GROUPS) as writer:
-        for batch, slices in enumerate(SLICES):
-            for part in sorted(set(slices)):
-                own = [row for row in groups if (row["batch"], row["slice"]) == (batch, part)]
-                writer.write_table(pa.Table.from_pylist(own, PLAN_GROUPS))
+    processes.write_slices(directory / "groups.parquet", PLAN_GROUPS, groups, SLICES)
 
 
 def plan(directory: Path) -> Plan:
@@ -124,16 +119,9 @@ def steps(config: FinetuneConfig, directory: Path, rank: int = 0, world: int = 1
 
 
 def run_as(rank: int, world: int, directory: Path) -> dict:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = distributed.FileStore(str(directory / "store"), world)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=100))
-    try:
+    with processes.group(rank, world, directory):
         return {name: steps(config, directory, rank, world) for name, config in CASES.items()}
-    finally:
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.save(run_as(rank, world, directory), directory / f"{rank}.pt")
+    processes.main(run_as)

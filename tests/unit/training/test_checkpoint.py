@@ -124,6 +124,24 @@ def test_the_best_weights_outlive_a_kill_between_two_checkpoints(state: str) -> 
     assert fresh.module[1].bias.tolist() == [4.0] * 8
 
 
+def test_best_weights_of_steps_that_are_taken_again_do_not_count(state: str) -> None:
+    owner = checkpoint.claim(state)
+    checkpoint.save_best(module(), state, owner, 4, 0.5)
+    save(state, 4, owner=owner)
+    checkpoint.save_best(module(), state, owner, 8, 0.9)
+    checkpoint.save_best(module(), state, owner, 10, 0.95)
+    fs, path = checkpoint.filesystem(f"{state}/best")
+    fs.rm_file(f"{path}/step-00000010-{owner}/complete.json")  # as if killed before it
+    owner = checkpoint.claim(state)
+    checkpoint.drop_unreached(state, owner, checkpoint.newest(state).step)
+    assert [p.rpartition("/")[2][:13] for p in fs.ls(path, detail=False)] == ["step-00000004"]
+    # Taken again, step 8 scores a little less.
+    checkpoint.save_best(module(), state, owner, 8, 0.8)
+    assert checkpoint.best(state, 12).uri.endswith(f"step-00000008-{owner}")
+    with pytest.raises(RuntimeError, match="another run"):
+        checkpoint.drop_unreached(state, "earlier", 0)
+
+
 def test_of_equal_scores_the_earlier_is_best(state: str) -> None:
     owner = checkpoint.claim(state)
     for step in (4, 2, 6):

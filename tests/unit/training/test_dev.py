@@ -13,8 +13,10 @@ from chuxin.encoding.engine import Encoder
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer
 from chuxin.models.packed import Packed
+from chuxin.search.bm25 import BM25
 from chuxin.search.exact import top_k
 from chuxin.search.metrics import score
+from chuxin.training import dev
 from chuxin.training.best import scored
 from chuxin.training.checkpoint import best, claim
 from chuxin.training.config import DevConfig
@@ -25,13 +27,14 @@ from ..conftest import SENTENCES
 from .engines import TEXTS, module, text_sums
 
 CPU = torch.device("cpu")
+QUERIES = [SENTENCES[2 * n][3:9] for n in range(4)]
 QRELS = {0: {0: 1, 5: 0, 9: 2}, 1: {1: 1, 7: 0}, 2: {2: 3}}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     (tmp_path / "qrels").mkdir()
-    for name, texts in (("corpus", SENTENCES[:20]), ("queries", [text[3:9] for text in SENTENCES[:4]])):
+    for name, texts in (("corpus", SENTENCES[:20]), ("queries", QUERIES)):
         lines = [json.dumps({"_id": f"{name[0]}{n}", "text": text}) for n, text in enumerate(texts)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = [f"q{q}\tc{c}\t{grade}" for q, judged in QRELS.items() for c, grade in judged.items()]
@@ -45,36 +48,89 @@ def test_equals_encoding_searching_and_scoring(tiny_model: str, folder: str) -> 
     compute = dev_score(folder, config, tokenizer, model.max_length, 40, CPU)
     found = compute(lambda packed: model(packed).dense_NH)
     queries, passages = (Encoder(tiny_model, length, 1000).encode(texts) for length, texts in
-                         ((6, [text[3:9] for text in SENTENCES[:3]]), (12, SENTENCES[:20])))  # fmt: skip
+                         ((6, QUERIES[:3]), (12, SENTENCES[:20])))  # fmt: skip
     index = top_k(queries, passages, 10)[1]
     qrels = {f"q{q}": {f"c{c}": grade for c, grade in judged.items()} for q, judged in QRELS.items()}
     expected = score(qrels, list(qrels), [f"c{n}" for n in range(20)], index)["ndcg_at_10"].mean()
     assert found == pytest.approx(float(expected), abs=1e-6) and 0 < found < 1
 
 
-def test_a_cross_encoder_sorts_the_judged_passages(tiny_model: str, folder: str) -> None:
-    tokenizer = load_tokenizer(tiny_model)
-    config = DevConfig(folder, every=1, query_max_len=8, passage_max_len=30)
+def pairs_of(folder: str, tokenizer, config: DevConfig) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Token ids of every pair of a query and a passage → query, passage."""
+    found = {}
+    for query in range(3):
+        first = tokenizer(QUERIES[query], truncation=True, max_length=config.query_max_len)["input_ids"]
+        for passage in range(20):
+            text = SENTENCES[passage]
+            second = tokenizer(text, truncation=True, max_length=config.passage_max_len)["input_ids"]
+            found[*first, second[-1], *second[1:]] = query, passage
+    assert len(found) == 60
+    return found
+
+
+def test_a_cross_encoder_sorts_judged_passages_among_others(
+    tiny_model: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "CANDIDATES", 4)
+    tokenizer, config = load_tokenizer(tiny_model), DevConfig(folder, every=1, query_max_len=8, passage_max_len=30)
     compute = rerank_score(folder, config, tokenizer, 64, 60, CPU)
-    # Query 0's passage 9 (grade 2) and its passage 0, and query 1's passage 1, are put last in this order.
-    last = {(0, 9): -3.0, (0, 0): -2.0, (1, 1): -1.0}
-    by_pair = {}
-    for (query, passage), value in last.items():
-        first = tokenizer(SENTENCES[query][3:9], truncation=True, max_length=8)["input_ids"]
-        second = tokenizer(SENTENCES[passage], truncation=True, max_length=30)["input_ids"]
-        by_pair[*first, second[-1], *second[1:]] = value
-    seen: list[float] = []
+    pair_of, seen = pairs_of(folder, tokenizer, config), []
 
     def judge(packed: Packed) -> torch.Tensor:
-        values = [by_pair.get(tuple(ids.tolist()), 0.0) for ids in packed.ids_T.split(packed.lengths)]
-        seen.extend(values)
-        return torch.tensor(values)
+        """The passage's number is its score: query 0's order is 9, 5, 0 with others between."""
+        pairs = [pair_of[tuple(ids.tolist())] for ids in packed.ids_T.split(packed.lengths)]
+        seen.extend(pairs)
+        return torch.tensor([float(passage) for _, passage in pairs])
 
-    found = compute(judge)
-    assert sorted(seen) == [-3, -2, -1, 0, 0, 0]
-    # Query 0: passages 5, 0, 9 of grades 0, 1, 2; query 1: 7, 1; query 2: its one passage.
-    zero = (1 / math.log2(3) + 2 / math.log2(4)) / (2 + 1 / math.log2(3))
-    assert found == pytest.approx((zero + 1 / math.log2(3) + 1) / 3, abs=1e-6)
+    found, expected = compute(judge), []
+    corpus = [SENTENCES[n] for n in range(20)]
+    for query, judged in QRELS.items():
+        best = BM25(corpus).search([QUERIES[query]], 20)[1][0].tolist()
+        ranked = [n for n in best if n >= 0 and n not in judged]
+        others = (ranked + [n for n in range(20) if n not in judged and n not in ranked])[:4]
+        assert sorted(n for q, n in seen if q == query) == sorted([*judged, *others])
+        gains = [judged.get(n, 0) for n in sorted([*judged, *others], reverse=True)]
+        ideal = sorted((grade for grade in judged.values()), reverse=True)
+        expected.append(dcg(gains) / dcg(ideal))
+    assert found == pytest.approx(sum(expected) / 3, abs=1e-6) and 0 < found < 1
+    seen.clear()
+    assert compute(judge) == found  # the same candidates each time
+
+
+def dcg(gains: list[int]) -> float:
+    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains[:10]))
+
+
+def test_benchmarks_that_judge_relevant_passages_only_tell_models_apart(tiny_model: str, folder: str) -> None:
+    Path(folder, "qrels/test.tsv").write_text("q0\tc0\t1\nq1\tc1\t1\n", encoding="utf-8")
+    tokenizer, config = load_tokenizer(tiny_model), DevConfig(folder, every=1, query_max_len=8, passage_max_len=30)
+    compute = rerank_score(folder, config, tokenizer, 64, 60, CPU)
+    pair_of = pairs_of(folder, tokenizer, config)
+
+    def scored(value) -> float:
+        return compute(lambda packed: torch.tensor(
+            [value(*pair_of[tuple(ids.tolist())]) for ids in packed.ids_T.split(packed.lengths)]
+        ))  # fmt: skip
+
+    assert scored(lambda query, passage: float(query == passage)) == 1.0
+    assert scored(lambda query, passage: -float(query == passage)) == 0.0
+    assert scored(lambda query, passage: 0.5) == 0.0  # equal scores: the relevant stand last
+
+
+def test_what_is_no_number_is_refused(tiny_model: str, folder: str) -> None:
+    tokenizer, config = load_tokenizer(tiny_model), DevConfig(folder, every=1, query_max_len=8, passage_max_len=30)
+    broken = rerank_score(folder, config, tokenizer, 64, 60, CPU)
+    pair_of = pairs_of(folder, tokenizer, config)
+
+    def judge(packed: Packed) -> torch.Tensor:
+        queries = [pair_of[tuple(ids.tolist())][0] for ids in packed.ids_T.split(packed.lengths)]
+        return torch.tensor([float("inf") if query == 1 else 0.0 for query in queries])
+
+    with pytest.raises(InputError, match="query q1.*a passage's score is no finite number"):
+        broken(judge)
+    compute = dev_score(folder, config, tokenizer, 64, 60, CPU)
+    with pytest.raises(InputError, match="query q0.*the vector is no finite number"):
+        compute(lambda packed: torch.full((len(packed.lengths), 4), float("nan")))
 
 
 def test_on_all_ranks_keeps_the_order_and_the_budget() -> None:

@@ -162,6 +162,30 @@ def test_without_in_batch_negatives_each_group_needs_its_own(options: dict, with
     Contrastive(ranks.tiny(), replace(config, in_batch_negatives=True), plan, ranks.SPECIAL)
 
 
+@pytest.mark.parametrize(("options", "named"), [
+    ({"distill": "kl_div"}, "distill"), ({"distill": "m3_kd_loss"}, "distill"),
+    ({"false_negative_margin": 0.5}, "false_negative_margin"),
+])  # fmt: skip
+def test_teacher_scores_that_the_plan_lacks_are_asked_for(options: dict, named: str) -> None:
+    config = replace(ranks.BASE, **options)
+    for known in (None, 3):
+        Contrastive(ranks.tiny(), config, Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=known), ranks.SPECIAL)
+    without = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0)
+    Contrastive(ranks.tiny(), ranks.BASE, without, ranks.SPECIAL)
+    with pytest.raises(InputError, match=f"`{named}` needs teacher scores, and no group"):
+        Contrastive(ranks.tiny(), config, without, ranks.SPECIAL)
+
+
+def test_a_model_whose_vectors_are_all_alike_is_never_right(batches: list[Batch]) -> None:
+    model = ranks.tiny()
+    norm = model.backbone.encoder.layer[-1].output.LayerNorm
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.copy_(torch.eye(16)[0])
+    means = ranks.step(model, ranks.BASE, batches[0])["means"]
+    assert means["accuracy"] == 0 and means["loss"] > 1
+
+
 def test_tokens_are_all_real(batches: list[Batch]) -> None:
     objective = Contrastive(ranks.tiny(), ranks.BASE, Plan((), 4, 0, 0, "", ranks.SOURCES), ranks.SPECIAL)
     tokens = int(sum(batches[0].lengths_of_ranks[0]))

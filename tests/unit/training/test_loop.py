@@ -1,9 +1,6 @@
 """The loop alone, stopped and gone on with, on two ranks, with a loss that fails; what it records and tells."""
 
 import math
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +16,7 @@ from chuxin.training.loop import watch
 from chuxin.training.optimizer import new_optimizer
 from chuxin.training.plan_reader import Plan
 
-from . import engines
+from . import engines, processes
 from .engines import STEPS, config, module, run, write_plan
 
 
@@ -90,21 +87,35 @@ def test_a_loss_that_is_no_number_names_the_batch_and_leaves_the_weights(plan: P
     assert all(torch.equal(average[name], tensor) for name, tensor in watched.average.held.items())
 
 
+def test_a_damaged_plan_names_the_step(plan: Plan) -> None:
+    file = Path(plan.files[0].file)
+    chunk = pq.ParquetFile(file).metadata.row_group(4).column(8)
+    with open(file, "r+b") as opened:
+        opened.seek(chunk.dictionary_page_offset or chunk.data_page_offset)
+        opened.write(bytes(chunk.total_compressed_size))
+    taken = []
+    with pytest.raises(InputError, match=r"step 5: the plan cannot be read \(.*\)\. Remove the artifact and pack"):
+        taken.extend(run(plan)[2])
+    assert [record["step"] for record in taken] == [1, 2, 3, 4]
+
+
+def test_a_missing_plan_may_come_back(plan: Plan) -> None:
+    Path(plan.files[0].file).unlink()
+    with pytest.raises(FileNotFoundError):
+        next(run(plan)[2])
+
+
 def test_an_explosion_stops_before_the_step(plan: Plan) -> None:
     engine, _, records = run(plan, fail_at={2: 1e6}, recent=[0.5] * 50)
     next(records)
     kept = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
-    with pytest.raises(InputError, match="step 2 .* times the highest of the 50 before it"):
+    with pytest.raises(InputError, match="step 2 .* times the highest of the 41 that lie"):
         next(records)
     assert all(torch.equal(kept[name], tensor) for name, tensor in engine.module.state_dict().items())
 
 
 def test_two_ranks_are_one_process(plan: Plan, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": "platform", "OMP_NUM_THREADS": "1"}
-    second = subprocess.Popen([sys.executable, engines.__file__, "1", "2", str(tmp_path)], env=environment)
-    one, weights, average, sums = engines.run_as(0, 2, tmp_path)
-    assert second.wait(timeout=100) == 0
-    other, *_, other_sums = torch.load(tmp_path / "1.pt", weights_only=False)
+    (one, weights, average, sums), (other, *_, other_sums) = processes.both(engines, tmp_path)
     engine, _, records = run(plan)
     records = list(records)
     same = ("step", "epoch", "batch", "rows", "tokens", "padding_share", "lr")

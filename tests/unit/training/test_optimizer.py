@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from chuxin.errors import InputError
 from chuxin.training.config import OptimizerConfig
-from chuxin.training.optimizer import learning_rate, new_optimizer, set_learning_rate
+from chuxin.training.optimizer import check_schedule, learning_rate, new_optimizer, set_learning_rate
 
 
 def test_linear_warm_up_and_decay() -> None:
@@ -34,6 +35,15 @@ def test_wsd_is_stable_until_the_last_steps() -> None:
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, schedule="wsd", decay_steps=3)
     rates = [learning_rate(config, step, 8) for step in range(1, 9)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_decay_that_would_begin_within_the_warm_up_is_refused() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=5, schedule="wsd", decay_steps=4)
+    check_schedule(config, 9, "finetune")
+    assert max(learning_rate(config, step, 9) for step in range(1, 10)) == 1.0
+    with pytest.raises(InputError, match="finetune.optimizer: 5 warmup_steps and 4 decay_steps do not fit into 8"):
+        check_schedule(config, 8, "finetune")
+    check_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=5), 3, "finetune")
 
 
 def test_a_rate_follows_from_the_step_alone() -> None:

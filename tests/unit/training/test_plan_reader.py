@@ -44,6 +44,20 @@ def facts(batches: int, number: int = 0) -> dict:
     }  # fmt: skip
 
 
+def test_what_older_plans_do_not_tell_is_known_to_be_unknown() -> None:
+    def scored(*counts: int | None) -> int | None:
+        extra = [{} if count is None else {"scored_groups": count} for count in counts]
+        parts = [{"tables": {"plan": {}}, "facts": facts(1) | more} for more in extra]
+        return open_plan("here", parts, [f"{n}.parquet" for n in range(len(counts))]).scored_groups
+
+    assert open_plan("here", [{"tables": {"plan": {}}, "facts": facts(1)}], ["0.parquet"]).longest_pair == 0
+    longest = [{"longest_pair": n, "longest_pair_row": f"query_id {n}"} for n in (4, 9, 2)]
+    parts = [{"tables": {"plan": {}}, "facts": facts(1) | more} for more in longest]
+    plan = open_plan("here", parts, ["0.parquet"] * 3)
+    assert (plan.longest_pair, plan.longest_pair_row) == (9, "query_id 9")
+    assert scored(3, 0, 4) == 7 and scored(0, 0) == 0 and scored(3, None) is None
+
+
 def test_the_number_of_batches_comes_from_the_manifests(plan: Plan) -> None:
     assert plan.batches == 5 and [file.batches for file in plan.files] == [3, 2]
 
@@ -66,6 +80,7 @@ def test_ranks_partition_every_batch(plan: Plan, world: int) -> None:
             assert [lengths.tolist() for lengths in batch.lengths_of_ranks] == [
                 [len(ids) for ids in of_rank.table["token_ids"].to_pylist()] for of_rank in own
             ]
+            assert [texts.tolist() for texts in batch.texts_of_ranks] == [[1] * len(of_rank.table) for of_rank in own]
     assert [(batch.epoch, batch.index) for batch in shares[0]] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
 
 

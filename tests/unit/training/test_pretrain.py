@@ -1,8 +1,5 @@
 """The RetroMAE objective: the same loss and gradients in any micro-batches and on two gloo ranks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +7,8 @@ import torch
 
 from chuxin.training.plan_reader import read_batches
 
-from . import text_ranks
+from . import processes, text_ranks
 
-SCRIPT = Path(__file__).with_name("text_ranks.py")
 BUDGET = 60
 
 
@@ -25,13 +21,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(directory: Path) -> tuple[list, list, list]:
-    environment = {**os.environ, "PYTHONPATH": "platform", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "1", "2", str(directory), str(BUDGET)]
-    second = subprocess.Popen(command, env=environment)
-    one = text_ranks.steps(directory, BUDGET)
-    first = text_ranks.run_as(0, 2, directory, BUDGET)
-    assert second.wait(timeout=120) == 0
-    return one, first, torch.load(directory / "1.pt", weights_only=False)
+    return text_ranks.steps(directory, BUDGET), *processes.both(text_ranks, directory, BUDGET)
 
 
 def assert_same(step: dict, other: dict) -> None:

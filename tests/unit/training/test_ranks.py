@@ -1,28 +1,17 @@
 """Two gloo ranks against one process: the same loss and gradients for all heads, also where a rank has no rows."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from . import ranks
-
-SCRIPT = Path(__file__).with_name("ranks.py")
+from . import processes, ranks
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict, dict]:
     directory = tmp_path_factory.mktemp("ranks")
     ranks.write_plan(directory)
-    environment = {**os.environ, "PYTHONPATH": "platform", "OMP_NUM_THREADS": "1"}
-    second = subprocess.Popen([sys.executable, str(SCRIPT), "1", "2", str(directory)], env=environment)
     one = {name: ranks.steps(config, directory) for name, config in ranks.CASES.items()}
-    first = ranks.run_as(0, 2, directory)
-    assert second.wait(timeout=120) == 0
-    return one, first, torch.load(directory / "1.pt", weights_only=False)
+    return one, *processes.both(ranks, directory)
 
 
 @pytest.mark.parametrize("case", ranks.CASES)

@@ -12,7 +12,6 @@ from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_tokenizer
 from chuxin.models.reranker import CrossEncoder, load_reranker, save_reranker
 from chuxin.schema import PLAN_GROUPS
-from chuxin.training import rerank
 from chuxin.training.config import OptimizerConfig, RerankerConfig, TrainExecution
 from chuxin.training.plan_reader import Batch, Plan
 from chuxin.training.rerank import Listwise
@@ -47,7 +46,20 @@ def batch(rows: int = 5, longest: int = 18, seed: int = 0) -> Batch:
             "lengths": [len(query), *(len(passage["token_ids"]) for passage in passages)],
         })  # fmt: skip
     lengths = np.array([length for row in table for length in row["lengths"]], np.int64)
-    return Batch(1, 0, 0, rows, pa.Table.from_pylist(table, PLAN_GROUPS), (lengths,))
+    texts = np.array([len(row["lengths"]) for row in table], np.int64)
+    return Batch(1, 0, 0, rows, pa.Table.from_pylist(table, PLAN_GROUPS), (lengths,), (texts,))
+
+
+def share(given: Batch, rows: slice, *others: slice) -> Batch:
+    """What the first of some ranks has of a batch, each with rows of its own."""
+    table = given.table.to_pylist()
+    of_ranks = [table[part] for part in (rows, *others)]
+    lengths = tuple(np.array([n for row in own for n in row["lengths"]], np.int64) for own in of_ranks)
+    texts = tuple(np.array([len(row["lengths"]) for row in own], np.int64) for own in of_ranks)
+    start, stop, _ = rows.indices(len(table))
+    return given._replace(
+        table=given.table.slice(start, stop - start), lengths_of_ranks=lengths, texts_of_ranks=texts
+    )
 
 
 def step(model: CrossEncoder, settings: RerankerConfig, given: Batch) -> tuple[dict, torch.Tensor, list[bool], dict]:
@@ -132,23 +144,19 @@ def test_micro_batches_and_dropout_change_nothing_but_memory(directory: str) -> 
 
 
 def test_a_rank_without_rows_still_sends_one_last_part(directory: str) -> None:
-    given = batch(rows=2)
-    empty = given._replace(table=given.table.slice(0, 0), lengths_of_ranks=(np.zeros(0, np.int64),))
+    empty = share(batch(rows=2), slice(0, 0))
     means, by_source, sent, gradients = step(load_reranker(directory), config(), empty)
     assert sent == [True] and means["loss"] == 0 and not by_source.any()
     assert all(not gradient.any() for gradient in gradients.values())
 
 
-def test_the_shares_of_two_skewed_ranks_add_up_to_the_whole(
-    directory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shares_of_two_skewed_ranks_add_up_to_the_whole(directory: str) -> None:
     model, given = load_reranker(directory), batch()
     whole = step(model, config(), given)
-    passes = []
-    monkeypatch.setattr(rerank, "all_max", lambda value, device: passes.append(value) or 4)
-    shares = [step(model, config(), given._replace(table=given.table.slice(*part))) for part in ((0, 1), (1, 4))]
-    assert passes[0] < passes[1] <= 4  # the first one fills up with passes over nothing
-    assert [sent for _, _, sent, _ in shares] == [[False, False, False, True]] * 2
+    parts = slice(0, 1), slice(1, 5)
+    shares = [step(model, config(), share(given, *order)) for order in (parts, parts[::-1])]
+    # The first one fills up with passes over nothing.
+    assert shares[0][2] == shares[1][2] and len(shares[0][2]) > 1
     for name, mean in whole[0].items():
         torch.testing.assert_close(sum(share[0][name] for share in shares), mean)
     torch.testing.assert_close(shares[0][1] + shares[1][1], whole[1])
@@ -177,9 +185,17 @@ def test_a_pair_beyond_the_model_is_named(directory: str) -> None:
     given = batch(rows=2)
     rows = given.table.to_pylist()
     rows[1]["passages"][0]["token_ids"] = [0, *[270] * 61, 2]
-    given = given._replace(table=pa.Table.from_pylist(rows, PLAN_GROUPS))
+    rows[1]["lengths"][1] = 63
+    given = share(given._replace(table=pa.Table.from_pylist(rows, PLAN_GROUPS)), slice(0, 2))
     with pytest.raises(InputError, match="query_id 101.*the model takes 64"):
         step(model, config(), given)
+
+
+def test_a_plan_with_a_pair_beyond_the_model_is_refused_when_it_is_opened(directory: str) -> None:
+    plan = PLAN._replace(longest_pair=65, longest_pair_row="query_id 7, passage_id 9")
+    Listwise(load_reranker(directory), config(), plan, 65)
+    with pytest.raises(InputError, match="query_id 7, passage_id 9: the query makes 65 tokens .* model takes 64"):
+        Listwise(load_reranker(directory), config(), plan, 64)
 
 
 def test_training_learns_the_order(directory: str) -> None:
@@ -191,3 +207,18 @@ def test_training_learns_the_order(directory: str) -> None:
         optimizer.step()
         losses.append(means["loss"].item())
     assert losses[-1] < 0.3 < losses[0] and means["accuracy"] == 1
+
+
+def test_a_model_that_scores_all_alike_is_never_right(directory: str) -> None:
+    model = load_reranker(directory)
+    torch.nn.init.zeros_(model.classifier.out_proj.weight)
+    assert step(model, config(), batch())[0]["accuracy"] == 0
+
+
+def test_teacher_scores_that_the_plan_lacks_are_asked_for(directory: str) -> None:
+    model = load_reranker(directory)
+    Listwise(model, config(distill=0.0), PLAN._replace(scored_groups=0), 62)
+    for known in (None, 3):
+        Listwise(model, config(distill=0.5), PLAN._replace(scored_groups=known), 62)
+    with pytest.raises(InputError, match="`distill` needs teacher scores, and no group"):
+        Listwise(model, config(distill=0.5), PLAN._replace(scored_groups=0), 62)

@@ -5,14 +5,10 @@
 test_pretrain.py runs it as both.
 """
 
-import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import distributed
 from transformers import XLMRobertaConfig, XLMRobertaModel
@@ -23,6 +19,9 @@ from chuxin.models.retromae_masks import Drawing
 from chuxin.schema import PLAN_TEXTS
 from chuxin.training.plan_reader import Plan, PlanFile, read_batches
 from chuxin.training.pretrain import Rebuild
+
+sys.path.insert(0, str(Path(__file__).parent))  # run as a script, imported by tests and by other scripts alike
+import processes  # noqa: E402
 
 VOCAB, SOURCES = 60, ("a", "b")
 DRAWING = Drawing(1, 0.3, 0.5, VOCAB, VOCAB - 1, (0, 1, 2, VOCAB - 1))
@@ -50,11 +49,7 @@ def write_plan(directory: Path) -> None:
             ids = [0, 2] if (batch, row) == (1, 1) else ids
             rows.append({"epoch": 0, "batch": batch, "slice": part, "row": row, "passage_id": row, "offset": 0,
                          "source": SOURCES[row % 2], "length": len(ids), "token_ids": ids})  # fmt: skip
-    with pq.ParquetWriter(directory / "texts.parquet", PLAN_TEXTS) as writer:
-        for batch, slices in enumerate(SLICES):
-            for part in sorted(set(slices)):
-                own = [row for row in rows if (row["batch"], row["slice"]) == (batch, part)]
-                writer.write_table(pa.Table.from_pylist(own, PLAN_TEXTS))
+    processes.write_slices(directory / "texts.parquet", PLAN_TEXTS, rows, SLICES)
 
 
 def plan(directory: Path) -> Plan:
@@ -89,16 +84,9 @@ def steps(directory: Path, budget: int, rank: int = 0, world: int = 1) -> list[d
 
 
 def run_as(rank: int, world: int, directory: Path, budget: int) -> list[dict]:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    store = distributed.FileStore(str(directory / "store"), world)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=100))
-    try:
+    with processes.group(rank, world, directory):
         return steps(directory, budget, rank, world)
-    finally:
-        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, world, directory, budget = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-    torch.save(run_as(rank, world, directory, budget), directory / f"{rank}.pt")
+    processes.main(run_as)
