@@ -47,13 +47,14 @@ chaos-micro: setup ## kill -9 at five moments, rerun, compare
 
 # uv keeps the versions that the files already hold, so only what pyproject.toml asks for moves. UPGRADE=1 moves all.
 # The CPU set is resolved under the GPU set's versions: what both hold is the same. Python 3.11's answer serves 3.12
-# too (tests/network shows it).
+# too (tests/network shows it). cpu-override.txt: vLLM's CPU rebuild names a build of torch that the registry lacks.
 UV_COMPILE = $(PYTHON) -m uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) pyproject.toml --extra dev
 
 lock: setup ## write cluster/requirements/ from pyproject.toml
 	$(UV_COMPILE) --extra gpu -o cluster/requirements/gpu.txt
-	$(UV_COMPILE) -c cluster/requirements/gpu.txt --excludes cluster/requirements/cpu-without.txt \
+	$(UV_COMPILE) --extra cpu-llm -c cluster/requirements/gpu.txt \
+		--excludes cluster/requirements/cpu-without.txt --overrides cluster/requirements/cpu-override.txt \
 		-o cluster/requirements/cpu.txt
 
 versions: setup ## record the stages' code (after raising the version, or with SAME_OUTPUT=1)

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 from chuxin.corpus.config import CurateConfig, IngestConfig
 from chuxin.evaluation.config import EvaluateConfig
+from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
 from chuxin.models.config import InitConfig
 from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
 from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Stage
 from chuxin.sample.config import SampleConfig
 from chuxin.serving.config import ServeConfig
+from chuxin.synthesis.config import GateConfig, JudgeConfig, RelabelConfig, SynthesizeConfig
 from chuxin.training.config import FinetuneConfig, PretrainConfig, RerankerConfig
 
 STAGES = (
@@ -22,13 +24,20 @@ STAGES = (
     Stage("ingest", "ingest", "chuxin.corpus.pipeline:ingest", 2),
     Stage("curate", "curate", "chuxin.corpus.pipeline:curate", 2),
     Stage("init", "init", "chuxin.models.pipeline:init", 1),
-    Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 2),
-    Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 2),
-    Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 2),
-    Stage("finetune", "finetune", "chuxin.training.worker:finetune", 2),
-    Stage("pack_refine", "pack", "chuxin.packing.pipeline:pack_groups", 1),
-    Stage("refine", "finetune", "chuxin.training.worker:refine", 1),
-    Stage("reranker", "finetune", "chuxin.training.worker:reranker", 1),
+    Stage("pack_pretrain", "pack", "chuxin.packing.pipeline:pack_texts", 3),
+    Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 3),
+    Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 3),
+    Stage("finetune", "finetune", "chuxin.training.worker:finetune", 3),
+    Stage("gate", "synthesize", "chuxin.synthesis.pipeline:gate", 1),
+    Stage("synthesize", "synthesize", "chuxin.synthesis.pipeline:synthesize", 1),
+    Stage("judge", "judge", "chuxin.synthesis.pipeline:judge", 1),
+    Stage("mine", "mine", "chuxin.mining.pipeline:mine", 1),
+    Stage("rerank", "rerank", "chuxin.mining.pipeline:rerank", 1),
+    Stage("relabel", "judge", "chuxin.synthesis.pipeline:relabel", 1),
+    Stage("select", "mine", "chuxin.mining.pipeline:select", 1),
+    Stage("pack_refine", "pack", "chuxin.packing.pipeline:pack_groups", 2),
+    Stage("refine", "finetune", "chuxin.training.worker:refine", 2),
+    Stage("reranker", "finetune", "chuxin.training.worker:reranker", 2),
     Stage("merge", "merge", "chuxin.release.pipeline:merge", 1),
     Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 2),
     Stage("release", "release", "chuxin.release.pipeline:run", 2),
@@ -66,6 +75,13 @@ class RecipeConfig:
     pretrain: PretrainConfig | None = None
     pack_finetune: PackGroupsConfig | None = None
     finetune: FinetuneConfig | None = None
+    gate: GateConfig | None = None
+    synthesize: SynthesizeConfig | None = None
+    judge: JudgeConfig | None = None
+    mine: MineConfig | None = None
+    rerank: RerankConfig | None = None
+    relabel: RelabelConfig | None = None
+    select: SelectConfig | None = None
     pack_refine: PackGroupsConfig | None = None
     refine: FinetuneConfig | None = None
     reranker: RerankerConfig | None = None

@@ -20,7 +20,8 @@ def pins(text: str) -> set[str]:
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
 @pytest.mark.parametrize("name, options", [
     ("gpu", ["--extra", "gpu"]),
-    ("cpu", ["--excludes", str(REQUIREMENTS / "cpu-without.txt")]),
+    ("cpu", ["--extra", "cpu-llm", "--excludes", str(REQUIREMENTS / "cpu-without.txt"),
+             "--overrides", str(REQUIREMENTS / "cpu-override.txt")]),
 ])
 def test_the_lock_is_what_resolves(name: str, options: list[str], python: str) -> None:
     """Resolves pyproject.toml under the lock's versions: each must exist, fit all others, and none may be missing."""

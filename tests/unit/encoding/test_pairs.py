@@ -1,13 +1,15 @@
-"""Scores of pairs: any budget gives the same, in the order of the pairs; lengths are checked."""
+"""Scores of pairs: any budget and any lack of memory give the same, in the order of the pairs; lengths are checked."""
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from chuxin.encoding.pairs import PairScorer
+from chuxin.encoding.pairs import PairScorer, score_pairs
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_tokenizer
-from chuxin.models.reranker import load_reranker, save_reranker
+from chuxin.models.packed import Packed
+from chuxin.models.reranker import CrossEncoder, load_reranker, save_reranker
 
 QUERIES = ["谁在北京学习做菜", "note"]
 PASSAGES = ["老师在北京学习做菜,傍晚才回来。", "上海", "医生在广州参观博物馆,第二天才回来。", "没有用到"]
@@ -44,3 +46,43 @@ def test_each_side_is_cut_at_its_own_length(reranker: str) -> None:
 def test_pairs_longer_than_the_model_are_refused(reranker: str) -> None:
     with pytest.raises(InputError, match=r"a pair takes up to 64 tokens, not 32 \+ 40"):
         PairScorer(reranker, 32, 40, 100)
+
+
+class Small(torch.nn.Module):
+    """A cross-encoder on a device that holds so many tokens of one pass."""
+
+    def __init__(self, model: CrossEncoder, tokens: int) -> None:
+        super().__init__()
+        self.model, self.tokens, self.passes = model, tokens, list[int]()
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        if len(packed.ids_T) > self.tokens:
+            raise torch.OutOfMemoryError("out of memory")
+        self.passes.append(len(packed.ids_T))
+        return self.model(packed)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_score(reranker: str) -> None:
+    scorer = PairScorer(reranker, 24, 40, 1000)
+    pairs = scorer.tokenise(QUERIES, PASSAGES, np.repeat(INDEX, 20, axis=0))
+    expected = score_pairs(scorer.model, pairs, 1000)
+    for room in (400, 60, max(map(len, pairs))):
+        small = Small(scorer.model, room)
+        np.testing.assert_allclose(score_pairs(small, pairs, 1000), expected, rtol=0, atol=1e-5)
+        assert sum(small.passes) == sum(map(len, pairs))  # nothing is computed twice, and nothing left out
+    with pytest.raises(torch.OutOfMemoryError):
+        score_pairs(Small(scorer.model, 5), pairs, 1000)
+    scorer.model = Small(scorer.model, 5)
+    with pytest.raises(InputError, match=r"a pair of up to \d+ tokens does not fit the memory of cpu"):
+        scorer.score(QUERIES, PASSAGES, INDEX)
+
+
+def test_each_text_is_tokenised_once(reranker: str) -> None:
+    scorer = PairScorer(reranker, 24, 40, 1000)
+    seen: list[str] = []
+    tokenizer = scorer.tokenizer
+    scorer.tokenizer = lambda texts, **settings: seen.extend(texts) or tokenizer(texts, **settings)
+    pairs = scorer.tokenise(QUERIES, PASSAGES, INDEX)
+    assert sorted(seen) == sorted([*QUERIES, *PASSAGES[:3]])
+    whole = tokenizer([QUERIES[q] for q in INDEX[:, 0]], [PASSAGES[p] for p in INDEX[:, 1]])["input_ids"]
+    assert [pair.tolist() for pair in pairs] == whole

@@ -1,11 +1,13 @@
-"""Exact search against brute force: scores, order, ties, blocks that do not divide the passages."""
+"""Exact search against brute force: scores, order, ties, blocks that do not divide the passages, shards."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chuxin.search.exact import QUERY_BLOCK, top_k, top_k_row
+from chuxin.search.exact import QUERY_BLOCK, merge_top_k, top_k, top_k_row
 
 
 def brute_force(queries_QH: np.ndarray, passages_PH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +22,7 @@ def integers(shape: tuple[int, int], seed: int, high: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(-high, high + 1, shape).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_queries=st.integers(1, 5),
     n_passages=st.integers(1, 40),
@@ -94,3 +96,34 @@ def test_one_row_equals_a_stable_sort(values: list[int], k: int) -> None:
     row = np.array(values, np.float32)
     expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
     assert top_k_row(row, k).tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=5), k=st.integers(1, 20), seed=st.integers(0, 1000))
+def test_merging_shards_in_order_equals_the_whole(sizes: list[int], k: int, seed: int) -> None:
+    queries, passages = integers((4, 3), seed), integers((sum(sizes), 3), seed + 1)
+    merged, start = (np.empty((4, 0), np.float32), np.empty((4, 0), np.int64)), 0
+    for size in sizes:
+        scores, index = top_k(queries, passages[start : start + size], k, block=5)
+        merged = merge_top_k(merged, (scores, index + start), k)
+        start += size
+    for ours, theirs in zip(merged, top_k(queries, passages, k), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_many_blocks_whose_later_scores_seldom_enter() -> None:
+    draw = np.random.default_rng(3)
+    queries, passages = (draw.standard_normal((size, 8), dtype=np.float32) for size in (9, 5000))
+    passages[4321] *= 100
+    scores, index = top_k(queries, passages, 7, block=64)
+    expected_scores, expected_index = brute_force(queries, passages, 7)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-5)
+    np.testing.assert_array_equal(index, expected_index)
+
+
+def test_a_memory_mapped_file_of_half_precision(tmp_path: Path) -> None:
+    queries, passages = integers((4, 8), 1), integers((50, 8), 2)
+    np.save(tmp_path / "p.npy", passages.astype(np.float16))
+    mapped = np.load(tmp_path / "p.npy", mmap_mode="r")
+    for ours, theirs in zip(top_k(queries, mapped, 5, block=7), brute_force(queries, passages, 5), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,154 @@
+"""What mining reads: tables of artifacts, cut into partitions at row groups or rows.
+
+Leaves out: what is computed from them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet, read_json
+from chuxin.errors import InputError
+from chuxin.schema import KEEP
+from chuxin.search.store import shard_paths
+
+if TYPE_CHECKING:
+    from chuxin.runner import Context
+
+GROUP_COLUMNS = ("query_id", "query", "query_hash", "source", "positives", "negatives", "lineage")
+
+
+def input_files(ctx: Context, ref: str, table: str) -> list[str]:
+    """Returns the Parquet files of an artifact's table, or those that a path or glob names.
+
+    Raises:
+        InputError: There are none.
+    """
+    stage = ref.partition(":")[0]
+    if stage in ctx.inputs:
+        files = ctx.inputs[stage].parts(table)
+    elif not ref.endswith(".parquet") and read_json(f"{ref}/manifest.json") is not None:
+        files = Artifact(ref).parts(table)  # its other files are other tables and dead attempts
+    else:
+        fs, path = filesystem(ref)
+        found = fs.glob(path) if "*" in path else fs.find(path)
+        files = sorted(fs.unstrip_protocol(f) for f in found if f.endswith(".parquet"))
+    if not files:
+        raise InputError(f"{ctx.name}: {ref}", f"it holds no table `{table}`", "Name a stage or Parquet files that do")
+    return files
+
+
+def open_store(ctx: Context, ref: str) -> list[str]:
+    """Returns the local directories of a mine stage's shards, in their order; `PassageStore` opens them.
+
+    Raises:
+        InputError: The reference names no artifact with a store.
+    """
+    artifact = ctx.inputs.get(ref.partition(":")[0]) or Artifact(ref)
+    paths = shard_paths(artifact)
+    if not paths:
+        raise InputError(f"{ctx.name}: {ref}", "it holds no passage store", "Name the mine stage as `store`")
+    return paths
+
+
+def kept_ids(files: Sequence[str], where: str) -> np.ndarray:
+    """Returns the ids of the groups to keep, int64: 8 bytes each.
+
+    Raises:
+        InputError: There are none, or two groups have one id.
+    """
+    parts = [np.zeros(0, np.int64)]
+    for file in files:
+        with open_parquet(file) as part:
+            table = part.read(columns=["query_id", "status"])
+        parts.append(table["query_id"].filter(pc.equal(table["status"], KEEP)).to_numpy())
+    ids = np.concatenate(parts)
+    values, counts = np.unique(ids, return_counts=True)
+    if not len(ids):
+        raise InputError(where, "there is no group to keep", "Check the status of the groups' rows")
+    if len(values) < len(ids):
+        raise InputError(f"{where}: query_id {values[counts.argmax()]}", "two groups have this id",
+                         "Name each artifact once")  # fmt: skip
+    return ids
+
+
+def cut_row_groups(files: Sequence[str], rows: int) -> Iterator[dict[str, Any]]:
+    """Yields slices of about so many rows: the file, and the range `start` to `end` of its row groups."""
+    for file in files:
+        with open_parquet(file) as part:
+            sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
+        start = held = 0
+        for group, size in enumerate(sizes):
+            if held and held + size > rows:
+                yield {"file": file, "start": start, "end": group}
+                start, held = group, 0
+            held += size
+        if held:
+            yield {"file": file, "start": start, "end": len(sizes)}
+
+
+def cut_rows(files: Sequence[str], rows: int) -> Iterator[dict[str, Any]]:
+    """Yields blocks of at most so many rows: the file, and the range `start` to `end` of its rows."""
+    for file in files:
+        with open_parquet(file) as part:
+            total = part.metadata.num_rows
+        for start in range(0, total, rows):
+            yield {"file": file, "start": start, "end": min(start + rows, total)}
+
+
+def read_heads(item: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns ids and text hashes, int64, and whether a row is to be kept, bool, of a slice of passages."""
+    with open_parquet(item["file"]) as part:
+        columns = ["passage_id", "text_hash", "status"]
+        table = part.read_row_groups(list(range(item["start"], item["end"])), columns=columns)
+    keep = pc.equal(table["status"], KEEP).to_numpy()
+    return table["passage_id"].to_numpy(), table["text_hash"].to_numpy(), keep
+
+
+def read_groups(item: Mapping[str, Any]) -> pa.Table:
+    """Returns the groups to keep of a block of rows, without their status.
+
+    Raises:
+        InputError: A group has no query, or no positive.
+    """
+    parts, start = [], 0
+    with open_parquet(item["file"]) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            low, high = max(item["start"] - start, 0), min(item["end"] - start, rows)
+            if low < high:
+                own = file.read_row_group(group, columns=[*GROUP_COLUMNS, "status"]).slice(low, high - low)
+                parts.append(own.filter(pc.equal(own["status"], KEEP)))
+            start += rows
+    table = pa.concat_tables(parts).select(GROUP_COLUMNS).combine_chunks()
+    for column, fault in (("query", "the query is empty"), ("positives", "the group has no positive")):
+        length = pc.utf8_length if column == "query" else pc.list_value_length
+        short = pc.fill_null(pc.equal(length(table[column]), 0), True)
+        if pc.any(short).as_py():
+            query_id = table["query_id"].filter(short)[0].as_py()
+            raise InputError(f"{item['file']}: query_id {query_id}", fault, "Curate the file, or mark the row's status")
+    return table
+
+
+def passages_of(groups: pa.Table, side: str) -> tuple[np.ndarray, pa.StructArray]:
+    """Returns the passages of one side of all groups, and the row each belongs to, int64."""
+    lists = groups[side].combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    owner = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+    return owner, lists.flatten()
+
+
+def local_directory(uri: str) -> str:
+    """Returns the local path of a partition's directory; on object stores it is fetched first."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return path
+    target = f"{tempfile.gettempdir()}/chuxin-{path.rpartition('/')[2]}"
+    fs.get(f"{path}/", f"{target}/", recursive=True)
+    return target

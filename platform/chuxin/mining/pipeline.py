@@ -1,0 +1,242 @@
+"""The stages mine, rerank and select: which partitions there are, and that every group came through exactly once.
+
+mine: "owners-…" settles who owns a text, "store-…" encodes the passages, "queries-…" the queries, "search-…" runs a
+block of queries over a span of shards, "candidates-…" joins a block's spans. rerank and select have one partition a
+part of the table they read. Leaves out: what is computed in a partition (the modules beside this one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from chuxin.artifacts import Attempt, add_checksums, checksum, open_parquet
+from chuxin.encoding.pairs import PairScorer
+from chuxin.errors import InputError
+from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
+from chuxin.mining.find import Hits, given_passages, given_scores, search_span
+from chuxin.mining.inputs import (
+    cut_row_groups,
+    cut_rows,
+    input_files,
+    kept_ids,
+    local_directory,
+    open_store,
+    read_groups,
+)  # fmt: skip
+from chuxin.mining.join import join_miners, join_spans
+from chuxin.mining.queries import BLOCK, load_queries, read_block, save_queries
+from chuxin.mining.rerank import SCORE_EDGES, rerank_table, score_histograms
+from chuxin.mining.select import FILLED, count_selected, select_table
+from chuxin.mining.shards import build_corpus_shard, build_own_shard, find_owners
+from chuxin.runner import Context
+from chuxin.schema import CANDIDATES, GROUPS
+from chuxin.search.store import SHARD_PREFIX, PassageStore
+
+SUMMARY = "summary"
+OWNER_ROWS = 16_000_000
+"""Passages whose owners are settled together: about 0.5 GB."""
+GROUP_ROWS = 200_000
+"""Groups likewise, whose own texts are held: at 8 passages of 1 KB, 1.6 GB."""
+ROWS_A_BATCH = 512
+"""Queries of a row group of candidates: 100,000 candidates, about 6 MB."""
+
+
+def mine(ctx: Context, config: MineConfig) -> None:
+    """Builds the passage store and the table `candidates`, one row a group.
+
+    Raises:
+        InputError: There are no groups or passages, a group lacks its query or positives, two have one id, or the
+            model cannot do what is asked.
+        RuntimeError: A group was lost or taken twice.
+    """
+    run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
+    files = [file for ref in config.groups for file in input_files(ctx, ref, "groups")]
+    ids = kept_ids(files, f"{ctx.name}.groups")
+    blocks = {f"{i:05d}": item for i, item in enumerate(cut_rows(files, config.query_block))}
+    slices = list(cut_row_groups(input_files(ctx, config.passages, "passages"), config.shard_passages))
+    model = ctx.resolve(config.model)
+    shards = _build_store(ctx, config, slices, list(blocks.values()), model)
+    statistics = _statistics(ctx, shards)
+    work = {f"queries-{key}": item for key, item in blocks.items()}
+    run(work, partial(_encode_queries, config, model, list(shards.values()), statistics), name=f"{ctx.name}: queries")
+    done = ctx.draft.committed()
+    queries = {key: f"{ctx.draft.uri}/parts/{done[f'queries-{key}']['directory']}" for key in blocks}
+    spans = [list(part) for part in np.array_split(list(shards.values()), min(config.spans, len(shards)))]
+    searches = {f"search-{key}-{i:03d}": {"queries": queries[key], "shards": list(map(str, span))}
+                for key in blocks for i, span in enumerate(spans)}  # fmt: skip
+    run(searches, partial(_search, config, statistics), name=f"{ctx.name}: search")
+    done = ctx.draft.committed()
+    joins = {f"candidates-{key}": {
+        "queries": queries[key],
+        "spans": [f"{ctx.draft.uri}/parts/{done[f'search-{key}-{i:03d}']['directory']}" for i in range(len(spans))],
+    } for key in blocks}  # fmt: skip
+    run(joins, partial(_join, config), name=f"{ctx.name}: join")
+    done = ctx.draft.committed()
+    notes = [done[key]["tables"]["candidates"] for key in joins]
+    given = len(ids), checksum([ids])
+    taken = sum(n["rows"] for n in notes), add_checksums(n["id_sum"] for n in notes)
+    if given != taken:
+        raise RuntimeError(f"the groups read and written differ: {given} and {taken} (rows, sum of their ids)")
+    passages = {"store_passages": statistics["passages"], "store_shards": len(shards)}
+    lost = sum(number for key, part in done.items() if key.startswith("owners-") for number in part["facts"].values())
+    with ctx.draft.attempt(SUMMARY) as attempt:
+        attempt.count(facts={**passages, "repeated_passages": lost})
+
+
+def _build_store(
+    ctx: Context, config: MineConfig, slices: Sequence[Mapping[str, Any]], blocks: Sequence[Mapping[str, Any]],
+    model: str,
+) -> dict[str, str]:  # fmt: skip
+    """Builds the shards; returns the local directory of each, by key."""
+    run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
+    rows = sum(_rows(item) for item in slices), sum(item["end"] - item["start"] for item in blocks)
+    buckets = 1 + max(rows[0] // OWNER_ROWS, rows[1] // GROUP_ROWS)
+    owners = {f"owners-{bucket:03d}": bucket for bucket in range(buckets)}
+    run(owners, partial(find_owners, slices, blocks, buckets), name=f"{ctx.name}: owners")
+    done = ctx.draft.committed()
+    losers = [local_directory(f"{ctx.draft.uri}/parts/{done[key]['directory']}") + "/losers.npy" for key in owners]
+    corpus = {f"{SHARD_PREFIX}{i:05d}": item for i, item in enumerate(slices)}
+    run(corpus, partial(build_corpus_shard, config, model, losers), name=f"{ctx.name}: encode passages")
+    own = {f"{SHARD_PREFIX}own-{key[-3:]}": ctx.draft.part(key, "own") for key in owners}
+    run(own, partial(build_own_shard, config, model), name=f"{ctx.name}: encode own passages")
+    done = ctx.draft.committed()
+    shards = {key: local_directory(f"{ctx.draft.uri}/parts/{done[key]['directory']}") + f"/{key}"
+              for key in (*corpus, *own) if done[key]["facts"][key]["passages"]}  # fmt: skip
+    if not shards:
+        remedy = "Check the status column of the passages that mine.passages names"
+        raise InputError(f"{ctx.name}: {config.passages}", "there is no passage to search", remedy)
+    return shards
+
+
+def _rows(item: Mapping[str, Any]) -> int:
+    with open_parquet(item["file"]) as part:
+        return sum(part.metadata.row_group(group).num_rows for group in range(item["start"], item["end"]))
+
+
+def _statistics(ctx: Context, shards: Mapping[str, str]) -> dict[str, int]:
+    done = ctx.draft.committed()
+    return {name: sum(done[key]["facts"][key][name] for key in shards) for name in ("passages", "terms")}
+
+
+def _encode_queries(
+    config: MineConfig, model: str, shards: Sequence[str], statistics: Mapping[str, int], key: str,
+    item: Mapping[str, Any], attempt: Attempt,
+) -> None:  # fmt: skip
+    torch.set_num_threads(config.execution.threads)
+    groups = read_groups(item)
+    attempt.write("groups", [groups], BLOCK, "query_id")
+    texts = groups["query"].to_pylist()
+    save_queries(attempt.directory, texts, config, model, PassageStore(shards), statistics["passages"])
+
+
+def _search(
+    config: MineConfig, statistics: Mapping[str, int], key: str, item: Mapping[str, Any], attempt: Attempt
+) -> None:
+    torch.set_num_threads(config.execution.threads)
+    store, directory = PassageStore(item["shards"]), local_directory(item["queries"])
+    queries = load_queries(directory, config, statistics)
+    execution = config.execution
+    found = search_span(store, queries, config.miners, config.keep, execution.passage_block,
+                        "cuda" if execution.use_gpu else "cpu")  # fmt: skip
+    given = given_passages(read_block(directory))
+    arrays = {f"{miner}_{name}": array for miner, hits in found.items() for name, array in hits._asdict().items()}
+    np.savez(attempt.path("found.npz"), given=given_scores(store, queries, given), **arrays)
+
+
+def _join(config: MineConfig, key: str, item: Mapping[str, Any], attempt: Attempt) -> None:
+    groups = read_block(local_directory(item["queries"]))
+    spans = [np.load(f"{local_directory(span)}/found.npz") for span in item["spans"]]
+    hits = {
+        miner: join_spans([Hits(*(span[f"{miner}_{name}"] for name in Hits._fields)) for span in spans], config.keep)
+        for miner in config.miners
+    }
+    scores_G = np.fmax.reduce([span["given"] for span in spans])
+    table = join_miners(groups, given_passages(groups), scores_G, hits)
+    batches = (table.slice(start, ROWS_A_BATCH) for start in range(0, len(table), ROWS_A_BATCH))
+    attempt.write("candidates", batches, CANDIDATES, "query_id")
+    attempt.count(rows_in=len(groups), rows_out=len(table))
+
+
+def rerank(ctx: Context, config: RerankConfig) -> None:
+    """Scores the candidates; writes the same table with `rerank` set.
+
+    Raises:
+        InputError: There are no candidates, no store, or no such reranker.
+        RuntimeError: A group was lost or taken twice.
+    """
+    shards = open_store(ctx, config.store)
+    work = _parts(ctx, config.candidates)
+    fn = partial(_rerank_part, config, ctx.resolve(config.model), shards)
+    ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
+    _check_parts(ctx, work, "candidates")
+    with ctx.draft.attempt(SUMMARY) as attempt:
+        attempt.count(facts={"score_edges": list(SCORE_EDGES)})
+
+
+def _rerank_part(
+    config: RerankConfig, model: str, shards: Sequence[str], key: str, file: str, attempt: Attempt
+) -> None:
+    torch.set_num_threads(config.execution.threads)
+    execution = config.execution
+    scorer = PairScorer(model, config.query_max_len, config.passage_max_len, execution.batch_tokens, config.dtype,
+                        "cuda" if execution.use_gpu else "cpu")  # fmt: skip
+    with open_parquet(file) as part:
+        table = part.read()
+    scored, pairs = rerank_table(table, PassageStore(shards), scorer, config.top_k, execution.chunk_pairs)
+    batches = (scored.slice(start, ROWS_A_BATCH) for start in range(0, len(scored), ROWS_A_BATCH))
+    attempt.write("candidates", batches, CANDIDATES, "query_id")
+    attempt.count(rows_in=len(table), rows_out=len(scored), histograms=score_histograms(scored),
+                  facts={key: {"pairs": pairs, "ids_read": checksum([table["query_id"].to_numpy()])}})  # fmt: skip
+
+
+def select(ctx: Context, config: SelectConfig) -> None:
+    """Chooses positives and negatives; writes the table `groups`, every group with its status.
+
+    Raises:
+        InputError: There are no candidates, no store, or no scores of the kind that the config asks for.
+        RuntimeError: A group was lost or taken twice.
+    """
+    work = _parts(ctx, config.candidates)
+    fn = partial(_select_part, config, open_store(ctx, config.store))
+    ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
+    _check_parts(ctx, work, "groups")
+    done = ctx.draft.committed()
+    by_source: dict[str, dict[str, int]] = {}
+    for key in work:
+        for source, counts in done[key]["facts"][key]["by_source"].items():
+            own = by_source.setdefault(source, {})
+            for reason, number in counts.items():
+                own[reason] = own.get(reason, 0) + number
+    with ctx.draft.attempt(SUMMARY) as attempt:
+        attempt.count(facts={"by_source": by_source})
+
+
+def _select_part(config: SelectConfig, shards: Sequence[str], key: str, file: str, attempt: Attempt) -> None:
+    with open_parquet(file) as part:
+        table = part.read()
+    groups, filled, passages = select_table(table, PassageStore(shards), config, file)
+    attempt.write("groups", [groups], GROUPS, "query_id")
+    attempt.write("filled", [filled], FILLED)
+    counts = count_selected(groups)
+    attempt.count(rows_in=len(table), rows_out=counts.kept, drops=counts.drops, histograms=counts.histograms)
+    ids_read = checksum([table["query_id"].to_numpy()])
+    attempt.count(facts={key: {"by_source": counts.by_source, "passages": passages, "ids_read": ids_read}})
+
+
+def _parts(ctx: Context, ref: str) -> dict[str, str]:
+    return {f"part-{i:05d}": file for i, file in enumerate(input_files(ctx, ref, "candidates"))}
+
+
+def _check_parts(ctx: Context, work: Mapping[str, str], table: str) -> None:
+    done = ctx.draft.committed()
+    for key in work:
+        note, manifest = done[key]["tables"][table], done[key]
+        given = manifest["rows_in"], manifest["facts"][key]["ids_read"]
+        if given != (note["rows"], note["id_sum"]):
+            raise RuntimeError(f"{key}: it read {given} and wrote {note} (rows, sum of their ids)")
+

@@ -1,0 +1,96 @@
+"""A request to an LLM and its answer: plain data, the key that a stored answer is found by, and how a request ends.
+
+Leaves out: who computes it (llm.py) and where answers are kept (store.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+import xxhash
+
+from chuxin.ids import hash63
+from chuxin.synthesis.config import Sampling
+from chuxin.synthesis.render import NO, YES, prompt_hash, render
+
+_MASK_31 = (1 << 31) - 1
+
+
+class CallFailed(Exception):
+    """An engine refused or failed this one request; the others go on."""
+
+
+class EngineDied(Exception):
+    """The engine ended while it had this request, perhaps because of it."""
+
+
+class Call(NamedTuple):
+    """A request. A schema or choices constrain the answer; choices are one token each, with log-probabilities."""
+
+    prompt: str
+    messages: list[dict[str, str]]
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    max_tokens: int
+    seed: int
+    schema: dict[str, Any] | None = None
+    choices: tuple[str, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What came back. `finish` is "stop", or "length" where it was cut; `logprobs` are the choices'."""
+
+    text: str
+    finish: str
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    logprobs: dict[str, float] | None = None
+
+    @property
+    def score(self) -> float:
+        """Probability of "yes" among the verdict's choices."""
+        found = self.logprobs or {}
+        if YES not in found or NO not in found:
+            raise CallFailed(f"the answer {self.text!r} came without log-probabilities of {YES} and {NO}")
+        return 1 / (1 + math.exp(min(found[NO] - found[YES], 700.0)))
+
+
+def key(model: str, call: Call) -> bytes:
+    """Returns the 16 bytes that an answer is stored under: model, prompt file, inputs, sampling with its seed.
+
+    Args:
+        model: Identity of the model: its content, not its path.
+        call: The request.
+    """
+    content = [model, prompt_hash(call.prompt), *call]
+    return xxhash.xxh3_128_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
+
+
+def writing(
+    prompt: str, passage: str, sampling: Sampling, seed: int, schema: Mapping[str, Any], **fields: str | int
+) -> Call:
+    """Builds the call for a text in JSON."""
+    return Call(
+        prompt, render(prompt, passage, **fields), sampling.temperature, sampling.top_p, sampling.repetition_penalty,
+        sampling.max_tokens, seed, dict(schema),
+    )  # fmt: skip
+
+
+def verdict(prompt: str, passage: str = "", **fields: str) -> Call:
+    """Builds the call for a yes or no: one greedy token."""
+    return Call(prompt, render(prompt, passage, **fields), 0.0, 1.0, 1.0, 1, 0, None, (YES, NO))
+
+
+def seed_of(*fields: str | int) -> int:
+    """Returns a sampling seed, 31 bits: engines take no more."""
+    return hash63("sampling", *fields) & _MASK_31
+
+
+def total(answers: Sequence[Answer]) -> tuple[int, int]:
+    """Returns (tokens read, tokens written)."""
+    return sum(a.prompt_tokens for a in answers), sum(a.output_tokens for a in answers)

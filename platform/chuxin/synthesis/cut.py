@@ -1,0 +1,38 @@
+"""Cutting passages to what an LLM is shown, by its own tokens and before anything else is done with them.
+
+What is cut off is gone for the whole line: the text that an LLM saw is the text that becomes the positive.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tokenizers import Tokenizer
+
+from chuxin.errors import InputError
+
+
+class Cutter:
+    """Cuts texts to so many tokens.
+
+    Args:
+        directory: The LLM's, with its tokenizer.json.
+        max_tokens: Most tokens that are left of a text.
+
+    Raises:
+        InputError: There is no tokenizer.json.
+    """
+
+    def __init__(self, directory: str, max_tokens: int) -> None:
+        path = os.path.join(directory, "tokenizer.json")
+        if not os.path.isfile(path):
+            raise InputError(directory, "the LLM has no tokenizer.json", "Give a checkpoint with its tokenizer")
+        self._tokenizer, self._max_tokens = Tokenizer.from_file(path), max_tokens
+
+    def cut(self, text: str) -> str:
+        """Returns the text, or its beginning: whole characters, without blanks at the end."""
+        if len(text.encode()) <= self._max_tokens:  # a token is a byte at least
+            return text
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        # A character may be several tokens: the first one left out says where it begins.
+        return text if len(offsets) <= self._max_tokens else text[: offsets[self._max_tokens][0]].rstrip()

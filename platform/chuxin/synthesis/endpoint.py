@@ -1,0 +1,120 @@
+"""Any OpenAI-compatible server as the LLM: only parameters that the standard has, and `repetition_penalty` if asked.
+
+Verdicts are one token with the 20 likeliest alternatives; JSON is asked for by its schema. Leaves out: engines of
+our own (llm.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from typing import Any
+
+from chuxin.errors import InputError
+from chuxin.synthesis.calls import Answer, Call, CallFailed
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_ALTERNATIVES = 20  # the most that the standard allows
+_RETRIES = 4
+
+
+class EndpointClient:
+    """Sends calls to a server.
+
+    Args:
+        url: Such as http://llm:8000/v1.
+        model: The model's name there.
+        timeout: Seconds.
+    """
+
+    def __init__(self, url: str, model: str, timeout: float) -> None:
+        self._url, self._model, self._timeout = url, model, timeout
+        self._client: Any = None
+
+    async def check(self) -> None:
+        """Raises InputError where the server cannot be reached or lacks the model."""
+        try:
+            names = await self._guarded(self._names)
+        finally:
+            await self.close()
+        if self._model not in names:
+            raise InputError(self._url, f"the endpoint has no model {self._model!r}",
+                             f"It serves {', '.join(sorted(names)) or 'nothing'}")
+
+    async def close(self) -> None:
+        """Closes the connections; the next call opens new ones."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def ask(self, call: Call, alone: bool = False) -> Answer:
+        """Sends one call."""
+        options: dict[str, Any] = {}
+        if call.choices:
+            options |= {"logprobs": True, "top_logprobs": _ALTERNATIVES}
+        if call.schema:
+            schema = {"name": call.prompt, "schema": call.schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if call.repetition_penalty != 1:
+            options["extra_body"] = {"repetition_penalty": call.repetition_penalty}
+        reply = await self._guarded(
+            self._opened().chat.completions.create, model=self._model, messages=call.messages,
+            temperature=call.temperature, top_p=call.top_p, max_tokens=call.max_tokens, seed=call.seed, **options,
+        )  # fmt: skip
+        choice, usage = reply.choices[0], reply.usage
+        cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+        scores = _choices(choice, call.choices) if call.choices else None
+        return Answer(choice.message.content or "", choice.finish_reason, usage.prompt_tokens,
+                      usage.completion_tokens, cached, scores)  # fmt: skip
+
+    async def _names(self) -> list[str]:
+        return [entry.id async for entry in self._opened().models.list()]
+
+    def _opened(self) -> Any:
+        if self._client is None:
+            import openai
+
+            key = os.environ.get(KEY_VARIABLE, "none")
+            self._client = openai.AsyncOpenAI(base_url=self._url, api_key=key, max_retries=0, timeout=self._timeout)
+        return self._client
+
+    async def _guarded(self, send: Any, **options: Any) -> Any:
+        import openai
+
+        for attempt in range(_RETRIES):
+            try:
+                return await send(**options)
+            except (openai.APITimeoutError, openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                raise CallFailed(_line(error)) from error
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                raise InputError(self._url, f"the endpoint refuses ({_line(error)})",
+                                 f"Check llm.endpoint, llm.served_name and the variable {KEY_VARIABLE}") from error
+            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
+                if attempt == _RETRIES - 1:
+                    raise InputError(self._url, f"the endpoint does not answer ({_line(error)})",
+                                     "Start it or correct llm.endpoint, and run again: stored answers stay") from error
+                await asyncio.sleep(0.2 * 4**attempt)
+        raise AssertionError  # the loop returns or raises
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def _choices(choice: Any, wanted: tuple[str, ...]) -> dict[str, float]:
+    """Log-probabilities of the choices as first token; one that is not among the alternatives gets the least of them,
+    which it cannot exceed.
+    """
+    first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
+    if first is None:
+        return {}
+    found: dict[str, float] = {}
+    for entry in (first, *first.top_logprobs):
+        name = entry.token.strip()
+        if name in wanted:
+            found[name] = max(found.get(name, -math.inf), entry.logprob)
+    if found:
+        least = min(entry.logprob for entry in (first, *first.top_logprobs))
+        found = {name: found.get(name, least) for name in wanted}
+    return found

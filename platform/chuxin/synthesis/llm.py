@@ -1,0 +1,315 @@
+"""LLM engines: Ray actors with one vLLM engine each, and the ledger of what a run may buy.
+
+An engine that dies is started again by its actor, an actor that dies by Ray; whoever waited is told and asks again
+(asking.py). Calls that show the same passage go to the same engine, so its prefix is there already.
+Leaves out: what is asked (generate.py, judge.py) and the store (store.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import time
+from typing import Any
+
+import ray
+import xxhash
+from ray.exceptions import RayActorError, RayError
+
+from chuxin.errors import InputError, find_input_error
+from chuxin.models.location import local_directory
+from chuxin.synthesis.asking import Client
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied
+from chuxin.synthesis.config import LLMConfig, LLMExecution
+from chuxin.synthesis.endpoint import EndpointClient
+
+# vLLM's default on CPUs is 128, and a passage of fewer tokens than a block shares nothing.
+_BLOCK = 32
+_PREFIX_CHARS = 200
+_START_TRIES = 60
+
+
+class Engine:
+    """One vLLM engine. An async actor: all its calls run at once, and vLLM batches them.
+
+    Args:
+        path: The checkpoint: a directory or hub name, found on this node.
+        config: Length, precision, quantisation.
+        execution: What it may take.
+    """
+
+    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
+        self._directory, self._config, self._execution = local_directory(path), config, execution
+        self._engine: Any = None
+        self._tokenizer: Any = None
+        self._choice_ids: dict[str, int] = {}
+        self._number = self._running = 0
+        self._alone = False
+        self._turn, self._starting = asyncio.Condition(), asyncio.Lock()
+
+    async def start(self) -> int:
+        """Starts the engine if none runs; returns the actor's process id.
+
+        Raises:
+            InputError: The checkpoint cannot be served, or a verdict's choices are not one token each.
+        """
+        async with self._starting:
+            if self._engine is None:
+                await self._start()
+        return os.getpid()
+
+    async def generate(self, call: Call, alone: bool) -> tuple[str, Any]:
+        """Computes one call.
+
+        Returns:
+            ("answer", fields of Answer), ("failed", message) or ("died", message): data, because an exception would
+            come back wrapped.
+        """
+        async with self._turn:
+            await self._turn.wait_for(lambda: not self._alone and not (alone and self._running))
+            self._running += 1
+            self._alone = alone
+        try:
+            await self.start()
+            return await self._generate(call)
+        finally:
+            async with self._turn:
+                self._running -= 1
+                if alone:
+                    self._alone = False
+                self._turn.notify_all()
+
+    async def forget(self) -> None:
+        """Empties the prefix cache, so that a measurement begins anew."""
+        await self._engine.reset_prefix_cache()
+
+    async def _start(self) -> None:
+        cpu = not self._execution.gpus_per_engine
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        options: dict[str, Any] = {"gpu_memory_utilization": self._execution.gpu_memory_utilization}
+        if cpu:
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self._execution.kv_cache_gib)
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            os.environ["OMP_NUM_THREADS"] = str(max(1, int(self._execution.cpus_per_engine)))
+            options = {"enforce_eager": True, "block_size": _BLOCK}
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=self._directory, dtype=self._config.dtype, quantization=self._config.quantization,
+            max_model_len=self._config.max_model_len, tensor_parallel_size=self._execution.tensor_parallel,
+            max_num_seqs=self._execution.max_num_seqs, enable_prefix_caching=True, seed=0,
+            # Of the choices alone, after all others are masked: both are there however unlikely the model finds them.
+            logprobs_mode="processed_logprobs",
+            # Else a model that has lost its thread may write blanks to the end of its tokens.
+            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True}, **options,
+        )  # fmt: skip
+        try:
+            self._engine = AsyncLLM.from_engine_args(arguments)
+        except (ValueError, RuntimeError, OSError) as error:
+            line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise InputError(self._directory, f"vLLM cannot serve this checkpoint ({line[:300]})",
+                             "Check the model, its dtype and quantization, and the memory of execution") from error
+        found = self._engine.get_tokenizer()
+        self._tokenizer = await found if asyncio.iscoroutine(found) else found
+
+    async def _generate(self, call: Call) -> tuple[str, Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._number += 1
+        name, result = f"{call.prompt}-{self._number}", None
+        engine = self._engine
+        try:
+            prompt = {"prompt_token_ids": self._tokens(call)}
+            async with asyncio.timeout(self._execution.timeout):
+                async for output in engine.generate(prompt, self._parameters(call), request_id=name):
+                    result = output
+        except EngineDeadError as error:
+            self._drop(engine)
+            return "died", str(error)
+        except TimeoutError:
+            await engine.abort(name)
+            return "failed", f"no answer within {self._execution.timeout:g} s"
+        except InputError:
+            raise
+        except Exception as error:  # a request that vLLM refuses must not take the others down
+            if engine.errored:
+                self._drop(engine)
+                return "died", str(error)
+            return "failed", f"{type(error).__name__}: {error}"[:500]
+        output = result.outputs[0]
+        scores = self._scores(output, call) if call.choices else None
+        text = output.text if not call.choices else self._tokenizer.decode(output.token_ids)
+        return "answer", (text, output.finish_reason if output.finish_reason == "length" and not call.choices
+                          else "stop", len(result.prompt_token_ids), len(output.token_ids),
+                          result.num_cached_tokens or 0, scores)  # fmt: skip
+
+    def _drop(self, engine: Any) -> None:
+        if self._engine is engine:  # the first of its calls to notice; the next call starts another
+            engine.shutdown()
+            self._engine = None
+
+    def _tokens(self, call: Call) -> list[int]:
+        return self._tokenizer.apply_chat_template(
+            call.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def _parameters(self, call: Call) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        options: dict[str, Any] = {}
+        if call.choices:
+            # The ids themselves: a grammar of the two words also allows the first byte of either.
+            options = {"allowed_token_ids": [self._id(c) for c in call.choices], "logprobs": len(call.choices)}
+        elif call.schema:
+            options = {"structured_outputs": StructuredOutputsParams(json=call.schema)}
+        return SamplingParams(
+            temperature=call.temperature, top_p=call.top_p, repetition_penalty=call.repetition_penalty,
+            max_tokens=call.max_tokens, seed=call.seed if call.temperature else None, **options,
+        )  # fmt: skip
+
+    def _id(self, choice: str) -> int:
+        if choice not in self._choice_ids:
+            ids = self._tokenizer.encode(choice, add_special_tokens=False)
+            if len(ids) != 1:
+                raise InputError(self._directory, f"the tokenizer splits {choice!r}, which verdicts need as one token",
+                                 "Choose an LLM whose vocabulary holds it")
+            self._choice_ids[choice] = ids[0]
+        return self._choice_ids[choice]
+
+    def _scores(self, output: Any, call: Call) -> dict[str, float]:
+        first = output.logprobs[0]
+        return {c: max(float(first[self._id(c)].logprob), -1e4) for c in call.choices if self._id(c) in first}
+
+
+class PoolClient:
+    """Sends calls to the pool's engines; travels to workers."""
+
+    def __init__(self, engines: list[Any]) -> None:
+        self._engines = engines
+
+    async def ask(self, call: Call, alone: bool = False) -> Answer:
+        """Sends one call to the engine that its first 200 characters choose."""
+        prefix = call.messages[0]["content"][:_PREFIX_CHARS]
+        engine = self._engines[xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)]
+        try:
+            kind, value = await engine.generate.remote(call, alone)
+        except RayActorError as error:
+            await _back(engine)
+            raise EngineDied(str(error).splitlines()[0]) from error
+        except RayError as error:
+            raise find_input_error(error) or error from error
+        if kind == "died":
+            raise EngineDied(value)
+        if kind == "failed":
+            raise CallFailed(value)
+        return Answer(*value)
+
+
+async def _back(engine: Any) -> None:
+    """Waits until Ray has started an actor again; a call sent meanwhile would fail at once."""
+    for _ in range(_START_TRIES):
+        try:
+            await engine.start.remote()
+            return
+        except RayActorError:
+            await asyncio.sleep(1)
+    raise InputError("the LLM's engine", "its process ended and did not come back", "See the Ray logs for why")
+
+
+class Ledger:
+    """What a run has bought; an actor. Rows are admitted while budget is left, and those admitted are finished.
+
+    Args:
+        tokens: Most tokens read and written, or None.
+        gpu_hours: Most hours of all GPUs together, or None.
+        gpus: GPUs (or engines) in use.
+    """
+
+    def __init__(self, tokens: int | None, gpu_hours: float | None, gpus: float) -> None:
+        self._tokens, self._gpu_hours, self._gpus = tokens, gpu_hours, gpus
+        self._spent, self._rows, self._started = 0, 0, time.monotonic()
+
+    def admit(self) -> str:
+        """Returns "" and counts the row, or says why nothing more is bought."""
+        if self._tokens is not None and self._spent >= self._tokens:
+            return f"the budget of {self._tokens:,} tokens is spent ({self._spent:,} bought)"
+        hours = (time.monotonic() - self._started) / 3600 * self._gpus
+        if self._gpu_hours is not None and hours >= self._gpu_hours:
+            return f"the budget of {self._gpu_hours:g} GPU hours is spent"
+        self._rows += 1
+        return ""
+
+    def settle(self, tokens: int) -> None:
+        """Counts a finished row and the tokens bought since the last."""
+        self._rows -= 1
+        self._spent += tokens
+
+    def busy(self) -> int:
+        """Returns the rows admitted and not finished."""
+        return self._rows
+
+
+class LLMPool:
+    """The engines, or the endpoint, and the ledger of one stage. A context manager: its end ends the engines.
+
+    Args:
+        path: The checkpoint's directory or hub name.
+        config: The LLM.
+        execution: What it may take.
+
+    Raises:
+        InputError: vLLM is not installed, the checkpoint is missing or cannot be served, or the endpoint does not
+            answer.
+    """
+
+    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
+        self._engines: list[Any] = []
+        self.client: Client
+        self.ledger: Any = None
+        if config.endpoint is not None and config.served_name is not None:
+            client = EndpointClient(config.endpoint, config.served_name, execution.timeout)
+            asyncio.run(client.check())
+            self.client = client
+        else:
+            self._engines = _start(path, config, execution)
+            self.client = PoolClient(self._engines)
+        if execution.budget_tokens is not None or execution.budget_gpu_hours is not None:
+            gpus = execution.engines * (execution.gpus_per_engine or 1)
+            self.ledger = ray.remote(Ledger).options(num_cpus=0).remote(
+                execution.budget_tokens, execution.budget_gpu_hours, gpus
+            )
+
+    def reset_prefix_cache(self) -> None:
+        """Makes the engines forget the prefixes they have computed."""
+        ray.get([engine.forget.remote() for engine in self._engines])
+
+    def __enter__(self) -> LLMPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in (*self._engines, *([self.ledger] if self.ledger is not None else [])):
+            ray.kill(actor)
+
+
+def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:
+    directory = local_directory(path)
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        raise InputError(directory, "the LLM's directory has no config.json", "Give a checkpoint's directory")
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
+    actor = ray.remote(Engine).options(
+        num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_concurrency=10_000,
+        max_task_retries=0,
+    )  # fmt: skip
+    engines = [actor.remote(path, config, execution) for _ in range(execution.engines)]
+    try:
+        ray.get([engine.start.remote() for engine in engines])
+    except RayError as error:
+        for engine in engines:
+            ray.kill(engine)
+        raise find_input_error(error) or error from error
+    return engines

@@ -1,0 +1,58 @@
+"""An LLM played by a function, at the rim where engines stand: what it is sent is counted."""
+
+import json
+import re
+from collections import Counter
+
+from chuxin.synthesis.calls import Answer, Call
+from chuxin.synthesis.render import FENCE, NO, YES
+
+Reply = str | Exception
+
+
+class ScriptedLLM:
+    """A client. `reply(call)` gives the answer's text, a verdict's probability, or an exception to raise."""
+
+    def __init__(self, reply=None) -> None:
+        self.reply = reply or good
+        self.sent: Counter[str] = Counter()
+        self.alone = 0
+        self.seeds: list[int] = []
+
+    async def ask(self, call: Call, alone: bool = False) -> Answer:
+        self.sent[call.prompt] += 1
+        self.alone += alone
+        self.seeds.append(call.seed)
+        said = self.reply(call)
+        if isinstance(said, Exception):
+            raise said
+        if isinstance(said, float):
+            import math
+
+            scores = {YES: math.log(said), NO: math.log(1 - said)}
+            return Answer(YES if said >= 0.5 else NO, "stop", 50, 1, 0, scores)
+        return Answer(said, "stop", 100, len(said))
+
+
+def document(call: Call) -> str:
+    """The passage that a prompt shows."""
+    content = call.messages[0]["content"]
+    return content[len(FENCE[0]) + 1 : content.index("\n" + FENCE[1])] if content.startswith(FENCE[0]) else ""
+
+
+def query(call: Call) -> str:
+    """The query that a verdict is asked about."""
+    return re.search(r"^查询：(.*)$", call.messages[0]["content"], re.MULTILINE)[1]
+
+
+def good(call: Call) -> Reply:
+    """Answers every call as asked."""
+    if call.choices:
+        return 0.9
+    if call.prompt == "persona":
+        return json.dumps({"category": "百科", "role": "学生", "scene": "写作业"}, ensure_ascii=False)
+    if call.prompt == "query":
+        return json.dumps({"query": f"关于{document(call)[:4]}的事"}, ensure_ascii=False)
+    count = call.schema["properties"]["queries"]["minItems"]
+    queries = [f"{document(call)[:4]}怎么样{i}" for i in range(count)]
+    return json.dumps({"queries": queries}, ensure_ascii=False)

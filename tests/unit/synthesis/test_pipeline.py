@@ -1,0 +1,232 @@
+"""The four stages from Parquet to closed artifacts, with an LLM played by a function and partitions in this process."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import random_llm
+from scripted import ScriptedLLM, document, good, query
+
+from chuxin.artifacts import Artifact, Attempt, Draft
+from chuxin.errors import InputError
+from chuxin.ids import text_hash
+from chuxin.runner import Context
+from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, PASSAGES, SYNTHETIC
+from chuxin.synthesis import pipeline
+from chuxin.synthesis.calls import CallFailed
+from chuxin.synthesis.config import GateConfig, JudgeConfig, LLMConfig, RelabelConfig, SynthesizeConfig
+
+ROWS = 40
+
+
+class HereDraft(Draft):
+    """A draft whose partitions are computed one after another in this process."""
+
+    def map(
+        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
+        memory: int | None = None,
+    ) -> None:  # fmt: skip
+        done = self.committed()
+        self._expected |= set(work)
+        for key, item in work.items():
+            if key not in done:
+                with self.attempt(key) as attempt:
+                    fn(key, json.loads(json.dumps(item)), attempt)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("llm"))
+    random_llm.save(folder, layers=1, hidden=32, intermediate=32)
+    return folder
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedLLM:
+    client = ScriptedLLM()
+
+    class Pool:
+        def __init__(self, path: str, config: LLMConfig, execution: Any) -> None:
+            self.client, self.ledger = client, None
+
+        def __enter__(self) -> "Pool":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return
+
+    monkeypatch.setattr(pipeline, "LLMPool", Pool)
+    return client
+
+
+def text(number: int) -> str:
+    return f"第{number}家公司位于北京，{'产品是手机' if number % 2 else '首页登录注册'}，成立已有{number}年。"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draft = HereDraft(str(tmp_path / "curate-0"), "c" * 32, {}, print)
+    for part in (0, 1):
+        rows = [
+            {"passage_id": i, "document_id": i, "offset": 0, "source": "web", "title": "", "text": text(i),
+             "text_hash": text_hash(text(i)), "n_chars": 9, "han_share": 1.0, "holds_gold": False,
+             "status": "duplicate" if i % 10 == 9 else KEEP}
+            for i in range(ROWS) if i % 4 // 2 == part
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(rows, schema=PASSAGES)
+        with draft.attempt(f"reduce-{part}") as attempt:
+            attempt.write("passages", [table[:7], table[7:]], PASSAGES, "passage_id")
+    draft.close()
+    return tmp_path
+
+
+def stage(folder: Path, name: str, run, config, *inputs: str) -> Artifact:
+    draft = HereDraft(str(folder / f"{name}-0"), name[0] * 32, {}, print)
+    run(Context(name, draft, {i: Artifact(str(folder / f"{i}-0")) for i in inputs}, print), config)
+    return draft.close()
+
+
+def synthesize(folder: Path, model: str, **changes: Any) -> Artifact:
+    config = SynthesizeConfig("curate", LLMConfig(model), seed=1, **changes)
+    return stage(folder, "synthesize", pipeline.synthesize, config, "curate", *(["gate"] if config.gate else []))
+
+
+def test_queries_are_written_for_every_kept_passage_once(folder: Path, model: str, client: ScriptedLLM) -> None:
+    client.reply = lambda call: "胡言" if document(call) == text(5) else good(call)
+    artifact = synthesize(folder, model)
+    table = artifact.read("synthetic")
+    assert table.schema.equals(SYNTHETIC)
+    rows = {r["passage_id"]: r for r in table.to_pylist()}
+    assert set(rows) == {i for i in range(ROWS) if i % 10 != 9} and len(table) == 36
+    assert rows[5]["status"] == "not_json" and rows[5]["raw"] == "胡言" and rows[5]["attempts"] == 3
+    assert all(r["text"] == text(i) and r["text_hash"] == text_hash(text(i)) for i, r in rows.items())
+    assert artifact.manifest["drops"] == {"not_json": 1} and artifact.manifest["rows_out"] == 35
+    facts = artifact.manifest["facts"]
+    assert facts["llm"]["calls_bought"] == 35 + 3 and facts["llm"]["queries_kept"] == 3 * 35
+    assert facts["llm"]["prompt_tokens"] == 38 * 100 and 0 < len(facts["samples"]) <= 12
+    assert sum(v for k, v in facts["llm"].items() if k.startswith("kind_")) == 105
+
+
+def test_a_rerun_sends_nothing_and_gives_the_same_rows(folder: Path, model: str, client: ScriptedLLM) -> None:
+    first = synthesize(folder, model).read("synthetic")
+    sent = client.sent.total()
+    shutil.rmtree(folder / "synthesize-0")
+    again = synthesize(folder, model)
+    assert client.sent.total() == sent and again.read("synthetic").equals(first)
+    assert again.manifest["facts"]["llm"]["calls_stored"] == sent
+
+
+def test_defect_the_positive_is_the_text_that_the_llm_saw(folder: Path, model: str, client: ScriptedLLM) -> None:
+    """Published: prompts show the first 512 characters of a document, and the whole document becomes the positive."""
+    shown = []
+    client.reply = lambda call: shown.append(document(call)) or good(call)
+    synthesize(folder, model, passage_max_tokens=20)
+    rows = Artifact(str(folder / "synthesize-0")).read("synthetic").to_pylist()
+    assert all(len(r["text"]) < len(text(r["passage_id"])) for r in rows)
+    assert {r["text"] for r in rows} == set(shown) and all(r["text_hash"] == text_hash(r["text"]) for r in rows)
+    client.reply = lambda call: shown.append(document(call)) or 0.9 if call.choices else good(call)
+    judged = judge(folder, model)
+    assert {p["text"] for g in judged.read("groups").to_pylist() for p in g["positives"]} <= set(shown)
+
+
+def judge(folder: Path, model: str, **changes: Any) -> Artifact:
+    config = JudgeConfig("synthesize", LLMConfig(model), **changes)
+    return stage(folder, "judge", pipeline.judge, config, "synthesize")
+
+
+def test_a_sample_is_drawn_by_seed(folder: Path, model: str, client: ScriptedLLM) -> None:
+    drawn = [set(synthesize(folder, model, max_passages=10).read("synthetic")["passage_id"].to_pylist())]
+    shutil.rmtree(folder / "synthesize-0")
+    config = SynthesizeConfig("curate", LLMConfig(model), seed=2, max_passages=10)
+    other = stage(folder, "synthesize", pipeline.synthesize, config, "curate")
+    drawn.append(set(other.read("synthetic")["passage_id"].to_pylist()))
+    assert [len(d) for d in drawn] == [10, 10] and drawn[0] != drawn[1]
+
+
+def test_judged_rows_and_groups(folder: Path, model: str, client: ScriptedLLM) -> None:
+    client.reply = lambda call: (0.1 if query(call).endswith("2") else 0.8) if call.choices else good(call)
+    synthesize(folder, model)
+    artifact = judge(folder, model)
+    judged, groups = artifact.read("judged"), artifact.read("groups")
+    assert judged.schema.equals(JUDGED) and groups.schema.equals(GROUPS) and len(judged) == 36
+    assert len(groups) == 72 and not any(q.endswith("2") for q in groups["query"].to_pylist())
+    assert set(groups["source"].to_pylist()) == {"synthetic-web"}
+    assert all(len(r["verdicts"]) == 12 for r in judged.to_pylist())
+    manifest = artifact.manifest
+    assert (manifest["rows_in"], manifest["rows_out"], manifest["drops"]) == (108, 72, {"standalone": 36})
+    assert sum(manifest["histograms"]["yes_probability"]) == 36 * 12
+
+
+def test_nothing_left_is_said(folder: Path, model: str, client: ScriptedLLM) -> None:
+    client.reply = lambda call: "胡言"
+    with pytest.raises(InputError, match="none of 36 passages gave a query .36 × not_json"):
+        synthesize(folder, model)
+    shutil.rmtree(folder / "synthesize-0")
+    shutil.rmtree(folder / "answers")
+    client.reply = lambda call: 0.1 if call.choices else good(call)
+    synthesize(folder, model)
+    with pytest.raises(InputError, match="none of 108 queries is left .108 × standalone"):
+        judge(folder, model)
+
+
+def test_a_row_that_the_llm_cannot_take_is_its_own_status(folder: Path, model: str, client: ScriptedLLM) -> None:
+    def reply(call):
+        if document(call) == text(3):
+            return CallFailed("crashes_engine")
+        return ZeroDivisionError("a bug") if document(call) == text(4) else good(call)
+
+    client.reply = reply
+    rows = {r["passage_id"]: r for r in synthesize(folder, model).read("synthetic").to_pylist()}
+    assert rows[3]["status"] == "crashes_engine" and rows[4]["status"] == "error" and "a bug" in rows[4]["error"]
+    assert sum(r["status"] == KEEP for r in rows.values()) == 34
+
+
+def test_the_gate_spares_the_llm_what_is_not_worth_it(folder: Path, model: str, client: ScriptedLLM) -> None:
+    client.reply = lambda call: (0.9 if "手机" in document(call) else 0.1) if call.choices else good(call)
+    config = GateConfig("curate", LLMConfig(model), seed=1, labels=24)
+    gate = stage(folder, "gate", pipeline.gate, config, "curate")
+    assert client.sent["gate"] == 24 and len(gate.read("gate")) == ROWS
+    status = dict(zip(*(gate.read("gate")[c].to_pylist() for c in ("passage_id", "status")), strict=True))
+    assert all(status[i] == ("duplicate" if i % 10 == 9 else KEEP if i % 2 else "gate") for i in range(ROWS))
+    assert gate.manifest["facts"]["gate"]["recall"] == 1.0
+    written = synthesize(folder, model, gate="gate").read("synthetic")
+    assert set(written["passage_id"].to_pylist()) == {i for i, s in status.items() if s == KEEP}
+
+
+def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: ScriptedLLM) -> None:
+    def candidate(number: int, rerank: float) -> dict:
+        return {"passage_id": number, "text_hash": 1, "given": number == 1, "rerank": rerank, "dense": 0.5,
+                "dense_rank": number}  # fmt: skip
+
+    rows = [{"query_id": q, "query": f"问{q}", "query_hash": q, "source": "s", "positives": [], "negatives": [],
+             "candidates": [candidate(1, 4.0), candidate(2, 0.4), candidate(3, 0.6), candidate(4, -2.0)],
+             "lineage": None} for q in range(3)]  # fmt: skip
+    draft = HereDraft(str(folder / "rerank-0"), "r" * 32, {}, print)
+    with draft.attempt("q") as attempt:
+        attempt.write("candidates", [pa.Table.from_pylist(rows, schema=CANDIDATES)], CANDIDATES, "query_id")
+    draft.close()
+    client.reply = lambda call: 0.9 if document(call) == text(3) else 0.2
+    config = RelabelConfig("rerank", "curate", LLMConfig(model))
+    artifact = stage(folder, "relabel", pipeline.relabel, config, "rerank", "curate")
+    table = artifact.read("candidates")
+    assert table.schema.equals(CANDIDATES)
+    assert [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()] == [[None, "no", "yes", None]] * 3
+    assert artifact.manifest["facts"]["llm"]["relabel_yes"] == 3 and client.sent == {"answered": 6}
+
+
+def test_configs_that_make_no_sense_are_refused() -> None:
+    llm = LLMConfig("m")
+    for change in ({"queries": 0}, {"kinds": {}}, {"lengths": {"short": 0.0}}, {"attempts": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            SynthesizeConfig("curate", llm, seed=1, **change)
+    with pytest.raises(ValueError, match="endpoint"):
+        replace(llm, endpoint="http://x")
+    with pytest.raises(ValueError, match="threshold"):
+        JudgeConfig("s", llm, threshold=2)
+    with pytest.raises(ValueError, match="low"):
+        RelabelConfig("r", "c", llm, low=2.0)

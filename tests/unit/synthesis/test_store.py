@@ -1,0 +1,182 @@
+"""The answer store: what is stored stays, through torn files, several writers, kill -9 and a full disk."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chuxin.errors import InputError
+from chuxin.synthesis.store import AnswerStore
+
+SOURCE_ROOT = str(Path(__file__).resolve().parents[3] / "platform")
+
+
+def key(number: int) -> bytes:
+    import xxhash
+
+    return xxhash.xxh3_128_digest(str(number).encode())
+
+
+def test_what_is_put_is_got_by_this_and_the_next_store(tmp_path: Path) -> None:
+    folder = str(tmp_path / "answers")
+    with AnswerStore(folder) as store:
+        assert store.get(key(1)) is None
+        for number in range(200):
+            store.put(key(number), ["答案", number, {"是": -0.1}])
+        assert store.get(key(7)) == ["答案", 7, {"是": -0.1}]
+        store.put(key(7), ["另一个"])
+        assert store.get(key(7))[1] == 7 and len(store) == 200
+    assert len(list(tmp_path.glob("answers/*.idx"))) == 1
+    with AnswerStore(folder) as store:
+        assert len(store) == 200 and [store.get(key(n))[1] for n in range(200)] == list(range(200))
+        assert store.get(key(200)) is None and store.torn == []
+        assert len(list(tmp_path.glob("answers/*.log"))) == 1  # who only reads writes nothing
+
+
+def test_a_wrong_index_is_not_believed(tmp_path: Path) -> None:
+    with AnswerStore(str(tmp_path)) as store:
+        store.put(key(1), "eins")
+    index = next(tmp_path.glob("*.idx"))
+    data = bytearray(index.read_bytes())
+    data[-3] ^= 1
+    index.write_bytes(data)
+    with AnswerStore(str(tmp_path)) as store:
+        assert store.get(key(1)) == "eins"
+
+
+@pytest.mark.parametrize("cut", [1, 5, 11, 12, 20, 30])
+def test_a_torn_tail_is_skipped_and_told(tmp_path: Path, cut: int) -> None:
+    with AnswerStore(str(tmp_path)) as store:
+        for number in range(10):
+            store.put(key(number), number)
+    log = next(tmp_path.glob("*.log"))
+    size = log.stat().st_size
+    os.truncate(log, size - cut)
+    with AnswerStore(str(tmp_path)) as store:
+        lost = [n for n in range(10) if store.get(key(n)) is None]
+        assert lost == ([9] if cut < size / 10 else [8, 9])
+        assert len(store.torn) == (0 if cut == size // 10 else 1)
+        store.put(key(9), 99)
+        assert store.get(key(9)) == 99 and store.get(key(3)) == 3
+
+
+def test_damage_in_the_middle_is_never_read_as_an_answer(tmp_path: Path) -> None:
+    with AnswerStore(str(tmp_path)) as store:
+        for number in range(10):
+            store.put(key(number), "x" * 50)
+    log, index = next(tmp_path.glob("*.log")), next(tmp_path.glob("*.idx"))
+    data = bytearray(log.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    log.write_bytes(data)
+    for _ in range(2):  # by the index and by reading the file
+        with AnswerStore(str(tmp_path)) as store:
+            found = [store.get(key(n)) for n in range(10)]
+            assert set(found) <= {None, "x" * 50} and None in found
+        index.unlink(missing_ok=True)
+
+
+WRITER = """
+import sys, xxhash
+sys.path.insert(0, sys.argv[1])
+from chuxin.synthesis.store import AnswerStore
+store = AnswerStore(sys.argv[2])
+for number in range(int(sys.argv[3]), int(sys.argv[4])):
+    store.put(xxhash.xxh3_128_digest(str(number).encode()), {"n": number, "text": "字" * (number % 300)})
+    print(number, flush=True)
+if sys.argv[5] == "close": store.close()
+"""
+
+
+def writer(folder: Path, first: int, last: int, end: str = "close") -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, SOURCE_ROOT, str(folder), str(first), str(last), end]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_writers_in_several_processes_lose_nothing(tmp_path: Path) -> None:
+    with AnswerStore(str(tmp_path)) as watcher:
+        running = [writer(tmp_path, n * 300, (n + 1) * 300) for n in range(3)]
+        assert all(p.wait(60) == 0 for p in running)
+        time.sleep(1.1)
+        assert watcher.get(key(42))["n"] == 42  # stored after this one was opened
+        assert all(watcher.get(key(n))["n"] == n for n in range(900))
+    for process in running:
+        process.stdout.close()
+
+
+def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    process = writer(tmp_path, 0, 1_000_000)
+    said = [int(process.stdout.readline()) for _ in range(500)]
+    process.send_signal(signal.SIGKILL)
+    said += [int(line) for line in process.stdout if line.endswith("\n") and line.strip()]
+    process.wait()
+    process.stdout.close()
+    with AnswerStore(str(tmp_path)) as store:
+        assert all(store.get(key(n))["n"] == n for n in said)
+        assert len(said) <= len(store) <= len(said) + 1
+
+
+def test_a_full_disk_says_so_and_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AnswerStore(str(tmp_path))
+    store.put(key(1), "kept")
+    write = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if handle != store._writer:
+            return write(handle, data)
+        write(handle, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(InputError, match="No space left"):
+        store.put(key(2), "lost")
+    monkeypatch.undo()
+    assert store.get(key(1)) == "kept" and store.get(key(2)) is None
+    store.put(key(3), "after")
+    store.close()
+    with AnswerStore(str(tmp_path)) as again:
+        assert (again.get(key(1)), again.get(key(2)), again.get(key(3)), again.torn) == ("kept", None, "after", [])
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    """/dev/full takes nothing: the system's own error, not a made one."""
+    store = AnswerStore(str(tmp_path))
+    store.put(key(1), "kept")
+    os.dup2(os.open("/dev/full", os.O_WRONLY), store._writer)
+    with pytest.raises((InputError, OSError)):
+        store.put(key(2), "lost")
+    with AnswerStore(str(tmp_path)) as again:
+        assert again.get(key(1)) == "kept"
+
+
+def test_a_place_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="answer store"):
+        AnswerStore(str(tmp_path / "file" / "answers"))
+
+
+def test_a_key_costs_sixteen_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import chuxin.synthesis.store as module
+
+    monkeypatch.setattr(module, "_MERGE_AT", 100)
+    with AnswerStore(str(tmp_path)) as store:
+        for number in range(1000):
+            store.put(key(number), number)
+        assert store._keys.nbytes + store._places.nbytes >= 16 * 900 and len(store._new) < 100
+        assert store._keys.dtype == np.int64 and np.all(np.diff(store._keys) >= 0)
+        assert all(store.get(key(n)) == n for n in range(0, 1000, 37))
+
+
+def test_keys_that_share_their_first_bytes_are_told_apart(tmp_path: Path) -> None:
+    first, second = b"\x01" * 8 + b"a" * 8, b"\x01" * 8 + b"b" * 8
+    with AnswerStore(str(tmp_path)) as store:
+        store.put(first, "a")
+        assert store.get(second) is None
+        store.put(second, "b")
+    with AnswerStore(str(tmp_path)) as store:
+        assert (store.get(first), store.get(second)) == ("a", "b")
