@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from chuxin import runner
+from chuxin import lease, runner
 from chuxin.artifacts import Artifact, filesystem
 from chuxin.config import load, override
 from chuxin.errors import InputError
@@ -140,9 +140,13 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
         for trace in made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
         if known.apply:
+            for bound in _bind(recipe, known.config):
+                lease.require_free(bound.uri, bound.stage.name)
             forgotten = recipe.curate.forgotten if recipe.curate is not None else None
-            remove(made, known.passage_id, text_hash, forgotten)
-            print(f"removed {len(made)} artifacts; jobs/recipe.py --config {known.config} makes them anew without it")
+            sections = [getattr(recipe, name) for name in recipe.sections("synthesize")]
+            answers = {section.execution.answers or f"{recipe.workspace}/answers" for section in sections}
+            bought = remove(made, known.passage_id, text_hash, forgotten, answers)
+            print(f"removed {len(made)} artifacts and {bought} stored answers; the recipe makes them anew without it")
         else:
             print(f"--apply removes these {len(made)} artifacts and forgets the text")
     except Exception as error:

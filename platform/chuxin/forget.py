@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from chuxin.artifacts import Artifact, filesystem, is_local
 from chuxin.errors import InputError
 from chuxin.lineage import holds, rows_with
+from chuxin.synthesis.store import remove as remove_answers
 
-ELEMENT = "list.element.text_hash"
-PLACES = {
-    "passages": ("text_hash",), "synthetic": ("text_hash",),
-    "groups": (f"positives.{ELEMENT}", f"negatives.{ELEMENT}"),
-    "candidates": (f"candidates.{ELEMENT}", f"positives.{ELEMENT}", f"negatives.{ELEMENT}"),
-    "plan": (f"passages.{ELEMENT}",),
-}
-"""Where a passage's text, by its hash, stands in each table."""
+LISTS = {"groups": ("positives", "negatives"), "candidates": ("candidates", "positives", "negatives"),
+         "plan": ("passages",)}  # fmt: skip
+"""The lists of passages in each table: one stands there by its id, and by its text's hash, which differs from the
+passage's where a text was cut for an LLM."""
 
 
 class Trace(NamedTuple):
@@ -62,8 +59,8 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[st
            for row in rows_with(artifact, "documents", "document_id", {own["document_id"] for own in same})]
     raw += [f"{row.stage}: source {row.values['source']}, file {row.values['lineage']['file']}, position "
             f"{row.values['lineage']['position']} (a labelled group)"
-            for artifact in artifacts if holds(artifact, "documents")
-            for column in PLACES["groups"] for row in rows_with(artifact, "groups", column, {text_hash})]
+            for artifact in artifacts if holds(artifact, "documents") for column in LISTS["groups"]
+            for row in rows_with(artifact, "groups", f"{column}.list.element.text_hash", {text_hash})]
     passages = {own["passage_id"] for own in same}
     queries = {verdict["query_id"] for artifact in artifacts
                for row in rows_with(artifact, "judged", "passage_id", passages)
@@ -72,7 +69,7 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[st
     for artifact in artifacts:
         if holds(artifact, "documents"):
             continue
-        counts = {table: number for table in (*PLACES, "judged")
+        counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
                   if (number := _count(artifact, table, text_hash, passages, queries))}
         behind = {trace.artifact.fingerprint for trace in made}
         given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
@@ -83,14 +80,9 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[st
 
 
 def _count(artifact: Artifact, table: str, text_hash: int, passages: set[int], queries: set[int]) -> int:
-    keys: list[tuple] = []
-    if table == "judged":
-        keys = [("passage_id", passages)]
-    elif table == "plan":
-        keys = [("passage_id", passages)]
-    keys += [(column, {text_hash}) for column in PLACES.get(table, ())]
-    if table in ("groups", "candidates", "plan"):
-        keys.append(("query_id", queries))
+    keys = [("passage_id", passages), ("query_id", queries)]
+    for column in LISTS.get(table, ()):
+        keys += [(f"{column}.list.element.text_hash", {text_hash}), (f"{column}.list.element.passage_id", passages)]
     found = set()
     for column, wanted in keys:
         for row in rows_with(artifact, table, column, wanted):
@@ -99,11 +91,23 @@ def _count(artifact: Artifact, table: str, text_hash: int, passages: set[int], q
     return len(found)
 
 
-def remove(made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: str | None) -> None:
-    """Writes the passage into the file of forgotten ones, then deletes the artifacts that hold a trace.
+def remove(
+    made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: str | None, answers: Collection[str]
+) -> int:
+    """Writes the passage into the file of forgotten ones, then deletes stored answers and artifacts that hold a trace.
 
     In this order, so that a kill in between leaves a passage that the next rebuild forgets. Artifacts go last made
-    first: none is left whose inputs are gone.
+    first: none is left whose inputs are gone. No stage may be at work meanwhile.
+
+    Args:
+        made: What `traces` found.
+        passage_id: Of the passage.
+        text_hash: Its text's.
+        forgotten: The file that curate's config names.
+        answers: Directories of stored LLM answers.
+
+    Returns:
+        The number of stored answers that were removed.
 
     Raises:
         InputError: The config's curate names no such file.
@@ -119,6 +123,7 @@ def remove(made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: st
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+    removed = sum(remove_answers(directory, lambda value: value[-1] == passage_id) for directory in answers)
     for trace in reversed(made):
         fs, local = filesystem(trace.artifact.uri)
         if is_local(trace.artifact.uri):
@@ -127,3 +132,4 @@ def remove(made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: st
         else:
             fs.rm_file(f"{local}/manifest.json")
             fs.rm(local, recursive=True)
+    return removed

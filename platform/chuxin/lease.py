@@ -41,11 +41,7 @@ def held(artifact: str, stage: str) -> Iterator[Callable[[], float]]:
     Raises:
         InputError: Another driver is computing it.
     """
-    notes = _notes(artifact)
-    other = next((note for note in notes if not note["ended"] and _alive(note)), None)
-    if other is not None:
-        who = f"process {other['pid']} on {other['host']}, for {other['seconds']:.0f} s now"
-        raise InputError(stage, f"it is being computed already ({who})", "Wait for it, or end that process")
+    notes = require_free(artifact, stage)
     started, ended, before = time.time(), threading.Event(), sum(note["seconds"] for note in notes)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(started))}-{uuid.uuid4().hex[:8]}"
     note = {"host": socket.gethostname(), "pid": os.getpid(), "born": _born(os.getpid())}
@@ -67,6 +63,20 @@ def held(artifact: str, stage: str) -> Iterator[Callable[[], float]]:
         ended.set()
         thread.join()
         beat(True)
+
+
+def require_free(artifact: str, stage: str) -> list[dict]:
+    """Returns the notes of all drivers that worked on an artifact; they are all gone.
+
+    Raises:
+        InputError: One of them is computing it.
+    """
+    notes = _notes(artifact)
+    other = next((note for note in notes if not note["ended"] and _alive(note)), None)
+    if other is not None:
+        who = f"process {other['pid']} on {other['host']}, for {other['seconds']:.0f} s now"
+        raise InputError(stage, f"it is being computed already ({who})", "Wait for it, or end that process")
+    return notes
 
 
 def _notes(artifact: str) -> list[dict]:

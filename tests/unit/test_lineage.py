@@ -13,6 +13,7 @@ from chuxin.errors import InputError
 from chuxin.forget import remove, traces
 from chuxin.lineage import Row, rows_with, steps_of
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
+from chuxin.synthesis.store import AnswerStore
 from chuxin.why import story
 
 SCHEMAS = {"documents": DOCUMENTS, "passages": PASSAGES, "groups": GROUPS, "synthetic": SYNTHETIC, "judged": JUDGED,
@@ -137,13 +138,18 @@ def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts
                                                                         tmp_path: Path) -> None:
     text_hash, _, made = traces(artifacts, 1)
     with pytest.raises(InputError, match="the config names no file of forgotten passages"):
-        remove(made, 1, text_hash, None)
+        remove(made, 1, text_hash, None, ())
     assert all(Path(a.uri).is_dir() for a in artifacts)
     forgotten = tmp_path / "forgotten.txt"
-    remove(made, 1, text_hash, str(forgotten))
+    with AnswerStore(str(tmp_path / "answers")) as store:
+        for number in range(4):
+            store.put(bytes([number]) * 16, [f"答案{number}", "stop", 1, 1, 0, None, number % 2])
+    assert remove(made, 1, text_hash, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")]) == 2
+    with AnswerStore(str(tmp_path / "answers")) as store:
+        assert [store.get(bytes([n]) * 16) is None for n in range(4)] == [False, True, False, True]
     assert forgotten.read_text() == "1 1001\n"
     assert [a.manifest["stage"] for a in artifacts if Path(a.uri).exists()] == ["ingest"]
-    remove([], 1, text_hash, str(forgotten))
+    remove([], 1, text_hash, str(forgotten), ())
     assert forgotten.read_text() == "1 1001\n"
 
 

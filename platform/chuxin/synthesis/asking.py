@@ -59,7 +59,7 @@ class Asking:
         future = self._pending[name] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._buy(call)
-            self._store.put(name, list(answer))
+            self._store.put(name, [*answer, call.subject])
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
@@ -67,7 +67,7 @@ class Asking:
             raise
         finally:
             del self._pending[name]
-        return _read(list(answer))
+        return _read([*answer, call.subject])
 
     async def _buy(self, call: Call) -> Answer:
         try:
@@ -92,7 +92,7 @@ class Asking:
 
 
 def _read(stored: list) -> Answer:
-    answer = Answer(*stored)
+    answer = Answer(*stored[: len(Answer._fields)])
     if answer.finish == _CRASHED:
         raise CallFailed(_CRASHED)
     return answer

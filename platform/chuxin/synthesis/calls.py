@@ -39,6 +39,8 @@ class Call(NamedTuple):
     seed: int
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
+    subject: int = 0
+    """Id of the passage that the answer is made of, so that it can be forgotten; no part of the key."""
 
 
 class Answer(NamedTuple):
@@ -67,7 +69,7 @@ def key(model: str, call: Call) -> bytes:
         model: Identity of the model: its content, not its path.
         call: The request.
     """
-    content = [model, prompt_hash(call.prompt), *call]
+    content = [model, prompt_hash(call.prompt), *call[:-1]]
     return xxhash.xxh3_128_digest(orjson.dumps(content, option=orjson.OPT_SORT_KEYS))
 
 

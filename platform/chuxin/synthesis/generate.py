@@ -156,7 +156,7 @@ async def _attempts(
     for attempt in range(config.attempts):
         row.seed = seed_of(config.seed, passage.passage_id, name, attempt)
         row.attempts += 1
-        answer = await ask(call(row.seed))
+        answer = await ask(call(row.seed)._replace(subject=passage.passage_id))
         row.took(answer)
         found = read(answer)
         row.status, row.raw = found.reason, "" if found.reason == KEEP else answer.text

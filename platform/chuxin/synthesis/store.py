@@ -17,7 +17,7 @@ import struct
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,6 +226,37 @@ class AnswerStore:
         except OSError:
             # The index only spares the next reader a scan; on a full disk the records matter and are there.
             temporary.unlink(missing_ok=True)
+
+
+def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
+    """Removes stored values for good; no writer may be at work meanwhile.
+
+    A file with such a value is written anew without it and then put in its place, so a kill leaves it as it was.
+
+    Args:
+        directory: The store's; one that does not exist holds nothing.
+        unwanted: Tells of a value whether it goes.
+
+    Returns:
+        The number of values removed.
+    """
+    removed = 0
+    for path in sorted(Path(directory).glob("*.log")):
+        data = path.read_bytes()
+        starts = [(offset, end) for _, offset, end in _scan(path, 0)]
+        kept = [data[start:end] for start, end in starts
+                if not unwanted(orjson.loads(data[start + _FRAME.size + _KEY_BYTES : end]))]
+        if len(kept) == len(starts):
+            continue
+        removed += len(starts) - len(kept)
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            file.write(b"".join(kept))
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".idx").unlink(missing_ok=True)
+        temporary.replace(path)
+    return removed
 
 
 def _short(key: bytes) -> int:
