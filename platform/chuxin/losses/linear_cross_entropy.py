@@ -30,8 +30,9 @@ class Tile(NamedTuple):
 
 CPU_TILE = Tile(1024, 512, keep=False)
 """2 MB of fp32 logits. On the machine above 128 to 1,024 rows × 256 to 4,096 columns lay within 10 % of it."""
-CUDA_TILE = Tile(2048, 16384, keep=True)
-"""1 GB of bf16 logits at V = 250,002: a second product would be a fourth one beside three. Not yet measured."""
+CUDA_TILE = Tile(2048, 16384, keep=False)
+"""134 MB of fp32 logits, whatever the vocabulary. Not yet measured: keeping a row's tiles would spare one product of
+four, and hold all logits of up to 2,048 tokens."""
 
 
 def linear_cross_entropy(

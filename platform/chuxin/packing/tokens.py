@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 from transformers import PreTrainedTokenizerFast
 
 from chuxin.errors import InputError
+from chuxin.ids import MASK_63
 from chuxin.packing.checks import check_groups, check_texts
 from chuxin.packing.draws import mix, rank_in_run
 from chuxin.packing.pieces import cut, sentence_ends
@@ -98,8 +100,9 @@ def tokenise_groups(
     lists = {name: _tokenise_passages(tokenizer, column, passage_max_len) for name, column in columns.items()}
     bucket = (mix(seed, chunk["query_id"].to_numpy()) % np.uint64(buckets)).astype(np.int32)
     table = pa.table({
-        "bucket": bucket, "query_id": chunk["query_id"], "query_hash": chunk["query_hash"],
-        "source": chunk["source"], "query_ids": query_ids, **lists,
+        "bucket": bucket, "query_id": chunk["query_id"],
+        "query_hash": seen_hashes(chunk["query_hash"].combine_chunks(), query_ids, query_max_len),
+        "source": pc.fill_null(chunk["source"], ""), "query_ids": query_ids, **lists,
     }, schema=TOKEN_GROUPS)  # fmt: skip
     groups = as_groups(table, {})
     taught = np.bincount(groups.positives.group_P[usable_positives(groups)], minlength=len(table)) > 0
@@ -148,7 +151,7 @@ def tokenise_texts(
     table = pa.table({
         "bucket": (mix(seed, id_N) % np.uint64(buckets)).astype(np.int32)[owner_R],
         "passage_id": id_N[owner_R], "offset": offset_R.astype(np.int32),
-        "source": chunk["source"].combine_chunks().take(pa.array(owner_R)), "token_ids": token_ids,
+        "source": pc.fill_null(chunk["source"], "").combine_chunks().take(pa.array(owner_R)), "token_ids": token_ids,
     }, schema=TOKEN_TEXTS)  # fmt: skip
     dropped = len(chunk) - len(np.unique(owner_R))
     return _by_bucket(table), {"no_tokens": dropped} if dropped else {}
@@ -197,9 +200,28 @@ def _tokenise_passages(tokenizer: PreTrainedTokenizerFast, column: pa.ListArray,
     flat = column.flatten()
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     tokens = tokenise(tokenizer, flat.field("text").to_pylist(), max_len)
-    fields = [flat.field("passage_id"), flat.field("text_hash"), tokens, flat.field("score")]
+    hashes = seen_hashes(flat.field("text_hash"), tokens, max_len)
+    fields = [flat.field("passage_id"), hashes, tokens, flat.field("score")]
     struct = pa.StructArray.from_arrays(fields, fields=list(PASSAGES_TYPE.value_type))
     return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(lengths)], pa.int32()), struct)
+
+
+def seen_hashes(hashes: pa.Array, tokens: pa.ListArray, max_len: int) -> pa.Array:
+    """Returns the hashes int64 by which texts count as the same in a plan: of what the model sees of them.
+
+    A text that fills `max_len` may have been cut; its hash becomes that of its token ids, so that two which differ
+    behind the cut only are one text and never each other's positive and negative.
+
+    Args:
+        hashes: int64, of the whole texts.
+        tokens: list<int32>, special tokens included.
+        max_len: What texts were cut to.
+    """
+    flat, bounds = tokens.flatten().to_numpy(), np.r_[0, np.cumsum(pc.list_value_length(tokens).to_numpy())]
+    made = hashes.to_numpy().copy()
+    for row in np.flatnonzero(np.diff(bounds) == max_len).tolist():
+        made[row] = xxhash.xxh3_64_intdigest(flat[bounds[row] : bounds[row + 1]].tobytes()) & MASK_63
+    return pa.array(made)
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -95,7 +95,7 @@ class Figures:
     """Counts over a plan's row groups as they are written: rows, tokens, padding, the highest id, the longest text."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.highest = self.longest = self.scored = 0
+        self.rows = self.tokens = self.highest = self.longest = self.scored = self.margin = 0
         self.longest_pair = 0
         self.highest_row = self.longest_row = self.longest_pair_row = ""
         self.histograms: dict[str, list[int]] = {}
@@ -127,14 +127,15 @@ class Figures:
         `padding_share` is what padding every batch to its longest query and passage would waste. `max_row`,
         `longest_row`, `longest_pair_row` and `without_negatives` name rows, for the errors of a plan that does not fit
         a model; `longest_pair` is the tokens of a query and one of its passages together. `scored_groups` counts rows
-        of which every passage has a teacher's score.
+        of which every passage has a teacher's score, `margin_groups` those whose positive and some negative have one.
         """
         share = 1 - self.tokens / self._padded if self._padded else 0.0
         return {"batches": batches, "rows": self.rows, "tokens": self.tokens, "padding_share": round(share, 4),
                 "max_token_id": self.highest, "max_row": self.highest_row, "longest": self.longest,
                 "longest_row": self.longest_row, "longest_pair": self.longest_pair,
                 "longest_pair_row": self.longest_pair_row, "sources": sorted(self.sources),
-                "without_negatives": self.without_negatives, "scored_groups": self.scored}  # fmt: skip
+                "without_negatives": self.without_negatives, "scored_groups": self.scored,
+                "margin_groups": self.margin, "kind": "groups" if self.longest_pair else "texts"}  # fmt: skip
 
     def _add_groups(self, part: pa.Table) -> None:
         passages = part["passages"].combine_chunks()
@@ -145,6 +146,9 @@ class Figures:
 
         missing_P = pc.is_null(flat.field("score"), nan_is_null=True).to_numpy(zero_copy_only=False)
         self.scored += len(passages) - len(np.unique(parent_P[missing_P]))
+        first_P = np.r_[True, parent_P[1:] != parent_P[:-1]]
+        beside_N = np.bincount(parent_P[~missing_P & ~first_P], minlength=len(passages)) > 0
+        self.margin += int((beside_N[parent_P] & first_P & ~missing_P).sum())
 
         def name(text: int) -> str:
             return f"{_named(part, int(parent_P[text]), 'query_id')}, {_named(flat, text, 'passage_id')}"

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from chuxin.artifacts import filesystem
+from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
 from chuxin.models.location import local_directory
 from chuxin.models.packed import Packed
@@ -135,5 +136,9 @@ def _retromae(config: PretrainConfig, path: str, model: nn.Module) -> RetroMAE:
     module = RetroMAE(model, config.seed, config.dropout)
     extra = Path(local_directory(path)) / EXTRA_FILE
     if extra.is_file():
-        module.load_extra_state_dict(torch.load(extra, map_location="cpu", weights_only=True))
+        try:
+            module.load_extra_state_dict(torch.load(extra, map_location="cpu", weights_only=True))
+        except Exception as error:  # on damaged bytes the unpickler raises whatever it stumbles over
+            problem = f"the decoder's weights cannot be read ({str(error).strip().splitlines()[0].rstrip('.:')})"
+            raise InputError(str(extra), problem, "Remove the file, or take the model it was written with") from error
     return module.to(next(model.parameters()).device)

@@ -44,9 +44,9 @@ class Contrastive:
         if not config.in_batch_negatives:
             _check_given_negatives(config, plan)
         if config.distill != "none":
-            require_scores(plan, "distill")
+            require_scores("distill", plan.scored_groups, "each of its passages")
         if config.false_negative_margin is not None:
-            require_scores(plan, "false_negative_margin")
+            require_scores("false_negative_margin", plan.margin_groups, "its positive and a negative")
         self.forward, self.config, self.sources = forward, config, plan.sources
         self.special_ids = tuple(special_ids)
 

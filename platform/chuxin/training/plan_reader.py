@@ -60,6 +60,10 @@ class Plan(NamedTuple):
     """Tokens of the longest query with one of its passages; 0 for a plan of texts, or one made before packing told."""
     longest_pair_row: str = ""
     """Names its row."""
+    margin_groups: int | None = None
+    """Rows whose positive has a teacher's score and some negative too; None as for `scored_groups`."""
+    kind: str | None = None
+    """"groups", or "texts" for RetroMAE; None: the plan was made before packing told."""
 
     @property
     def batches(self) -> int:
@@ -130,7 +134,16 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
         named["max_token_id"]["max_row"], named["longest"]["longest_row"],
         sum(fact["scored_groups"] for fact in facts) if all("scored_groups" in fact for fact in facts) else None,
         pair.get("longest_pair", 0), pair.get("longest_pair_row", ""),
+        sum(fact["margin_groups"] for fact in facts) if all("margin_groups" in fact for fact in facts) else None,
+        facts[0].get("kind"),
     )  # fmt: skip
+
+
+def require_kind(plan: Plan, uri: str, kind: str) -> None:
+    """Raises InputError if a plan holds texts where groups are wanted, or the other way round."""
+    if plan.kind not in (None, kind):
+        remedy = "Name the pack stage over " + {"groups": "groups", "texts": "passages"}[kind]
+        raise InputError(uri, f"this plan holds {plan.kind}, and the training takes {kind}", remedy)
 
 
 def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_length: int, workers: int) -> None:
@@ -162,10 +175,16 @@ def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_lengt
         raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
 
 
-def require_scores(plan: Plan, option: str) -> None:
-    """Raises InputError if an option learns from teacher scores and the plan is known to have none."""
-    if plan.scored_groups == 0:
-        problem = f"`{option}` needs teacher scores, and no group of the plan has one for each of its passages"
+def require_scores(option: str, groups: int | None, what: str) -> None:
+    """Raises InputError if an option learns from teacher scores and the plan is known to have none of that kind.
+
+    Args:
+        option: The config's field.
+        groups: Rows that it learns from, or None if the plan does not tell.
+        what: They have a score of.
+    """
+    if groups == 0:
+        problem = f"`{option}` needs teacher scores, and no group of the plan has one of {what}"
         remedy = "Pack groups that a reranker has scored (the select stage's), or leave the option out"
         raise InputError("the training's config", problem, remedy)
 

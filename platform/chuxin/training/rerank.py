@@ -90,7 +90,7 @@ class Listwise:
         if plan.longest_pair > max_length:
             raise _too_long(plan.longest_pair_row, plan.longest_pair, max_length)
         if config.distill:
-            require_scores(plan, "distill")
+            require_scores("distill", plan.scored_groups, "each of its passages")
         self.forward, self.config, self.sources, self.max_length = forward, config, plan.sources, max_length
 
     def prepare(self, batch: Batch) -> PairBatch:

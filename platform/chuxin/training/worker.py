@@ -33,7 +33,7 @@ from chuxin.training.ema import Average
 from chuxin.training.guard import Guard
 from chuxin.training.loop import DEV, Record, Watched, train, watch
 from chuxin.training.optimizer import check_schedule, new_optimizer
-from chuxin.training.plan_reader import Plan, open_plan
+from chuxin.training.plan_reader import Plan, open_plan, require_kind
 from chuxin.training.records import Records
 from chuxin.training.run import Run
 from chuxin.training.shards import set_optimizer_state
@@ -91,6 +91,7 @@ def _run(ctx: Context, config: TrainingConfig) -> None:
     plan = open_plan(uri, artifact.partitions(), files)
     done = read_json(f"{state}/export.json")
     if done is None:
+        require_kind(plan, uri, "texts" if isinstance(config, PretrainConfig) else "groups")
         _fit(ctx, config, plan, uri, state)
         done = read_json(f"{state}/export.json")
     export = f"{state}/{done['directory']}"

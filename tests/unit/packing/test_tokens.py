@@ -49,7 +49,8 @@ def test_groups_hold_the_tokenizers_ids_and_keep_scores_beside_passages(tokenize
         for name in ("positives", "negatives"):
             assert [p["score"] for p in out[name]] == [p["score"] for p in row[name]]
             assert [p["passage_id"] for p in out[name]] == [p["passage_id"] for p in row[name]]
-            assert [p["text_hash"] for p in out[name]] == [p["text_hash"] for p in row[name]]
+            assert [p["text_hash"] for p in out[name] if len(p["token_ids"]) < 12] == [
+                p["text_hash"] for p, q in zip(row[name], out[name], strict=True) if len(q["token_ids"]) < 12]
             for p, q in zip(out[name], row[name], strict=True):
                 assert p["token_ids"] == tokenizer(q["text"], truncation=True, max_length=12)["input_ids"]
 
@@ -59,6 +60,29 @@ def test_a_group_that_only_repeats_its_query_is_dropped_and_counted(tokenizer) -
     rows = [group(1, "学生", [passage(10, "学生。")], []), group(2, "学生", both, [])]
     table, drops = tokenised(rows, tokenizer)
     assert drops == {"query_is_positive": 1} and table["query_id"].to_pylist() == [2]
+
+
+def test_texts_that_differ_behind_the_cut_only_are_one_text(tokenizer) -> None:
+    head = "老师在北京学习做菜，傍晚才回来。医生在上海参观博物馆"
+    same, other = f"{head}，第二天才回来。", f"{head}，也修理自行车。"
+    rows = [group(1, "学生" * 20 + "甲", [passage(10, same)], [passage(11, other), passage(12, "记者")]),
+            group(2, "学生" * 20 + "乙", [passage(20, other)], []), group(3, "学生", [passage(30, "记者")], [])]
+    table, drops = tokenised(rows, tokenizer)
+    first, second, third = table.to_pylist()
+    assert first["query_hash"] == second["query_hash"] != third["query_hash"] == text_hash("学生")
+    cut, behind, whole = (p["text_hash"] for p in (*first["positives"], *first["negatives"]))
+    assert cut == behind == second["positives"][0]["text_hash"] != text_hash(same)
+    assert whole == text_hash("记者") and not drops
+    _, drops = tokens.tokenise_groups(
+        pa.Table.from_pylist([group(1, "学生", [passage(10, same)], [passage(11, other)])], GROUPS), tokenizer, "part",
+        query_max_len=8, passage_max_len=12, seed=1, buckets=1, min_negatives=1,
+    )  # fmt: skip
+    assert drops == {"few_negatives": 1}  # its negative is its positive, as the model sees them
+
+
+def test_a_row_without_a_source_has_an_empty_one(tokenizer) -> None:
+    table, _ = tokenised([{**group(1, "学生", [passage(10, "记者")], []), "source": None}], tokenizer)
+    assert table["source"].to_pylist() == [""]
 
 
 def test_groups_with_too_few_negatives_are_left_out_and_counted(tokenizer) -> None:

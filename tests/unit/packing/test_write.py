@@ -132,4 +132,6 @@ def test_groups_whose_passages_all_have_a_score_are_counted() -> None:
             for n, scores in enumerate(groups)]  # fmt: skip
     table, figures = pa.Table.from_pylist(rows, PLAN_GROUPS), Figures()
     assert list(figures.watch(iter([table.slice(0, 4), table.slice(4)])))
-    assert figures.facts(2)["scored_groups"] == 3
+    told = figures.facts(2)
+    # With a margin learn those whose positive, the first, and another passage have a score.
+    assert (told["scored_groups"], told["margin_groups"], told["kind"]) == (3, 2, "groups")

@@ -1,5 +1,6 @@
 """What each config trains, freezes, needs and exports."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_pretraining_wraps_the_model_and_goes_on_from_its_export(tiny_model: str
     export(assembly, str(tmp_path / "model"))
     assert (tmp_path / "model" / EXTRA_FILE).is_file() and not load_model(str(tmp_path / "model")).heads_trained
     assert made(str(tmp_path / "model"), config).module.head.bias.min() == 1
+
+
+def test_damaged_weights_of_the_decoder_are_named(tiny_model: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / EXTRA_FILE).write_bytes(b"PK not whole")
+    with pytest.raises(InputError, match="retromae.pt: the decoder's weights cannot be read"):
+        made(str(model), PretrainConfig(**START))
 
 
 @pytest.mark.parametrize("heads", ["dense", "all"])

@@ -169,11 +169,17 @@ def test_without_in_batch_negatives_each_group_needs_its_own(options: dict, with
 def test_teacher_scores_that_the_plan_lacks_are_asked_for(options: dict, named: str) -> None:
     config = replace(ranks.BASE, **options)
     for known in (None, 3):
-        Contrastive(ranks.tiny(), config, Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=known), ranks.SPECIAL)
-    without = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0)
+        plan = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=known, margin_groups=known)
+        Contrastive(ranks.tiny(), config, plan, ranks.SPECIAL)
+    without = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0, margin_groups=0)
     Contrastive(ranks.tiny(), ranks.BASE, without, ranks.SPECIAL)
     with pytest.raises(InputError, match=f"`{named}` needs teacher scores, and no group"):
         Contrastive(ranks.tiny(), config, without, ranks.SPECIAL)
+
+
+def test_the_margin_needs_fewer_scores_than_distillation() -> None:
+    plan = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0, margin_groups=1)
+    Contrastive(ranks.tiny(), replace(ranks.BASE, false_negative_margin=0.5), plan, ranks.SPECIAL)
 
 
 def test_a_model_whose_vectors_are_all_alike_is_never_right(batches: list[Batch]) -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from chuxin.errors import InputError
 from chuxin.schema import PLAN_TEXTS
-from chuxin.training.plan_reader import Plan, PlanFile, ahead, check_fits, open_plan, read_batches, token_lists
+from chuxin.training.plan_reader import (
+    Plan,
+    PlanFile,
+    ahead,
+    check_fits,
+    open_plan,
+    read_batches,
+    require_kind,
+    token_lists,
+)  # fmt: skip
 
 SLICES, SIZES = 4, ([9, 3, 8], [], [2, 7])
 
@@ -56,6 +65,16 @@ def test_what_older_plans_do_not_tell_is_known_to_be_unknown() -> None:
     plan = open_plan("here", parts, ["0.parquet"] * 3)
     assert (plan.longest_pair, plan.longest_pair_row) == (9, "query_id 9")
     assert scored(3, 0, 4) == 7 and scored(0, 0) == 0 and scored(3, None) is None
+
+
+def test_a_plan_of_the_other_kind_is_refused() -> None:
+    def opened(**fact: str) -> Plan:
+        return open_plan("here", [{"tables": {"plan": {}}, "facts": facts(1) | fact}], ["0.parquet"])
+
+    require_kind(opened(), "here", "texts")  # an older plan does not tell
+    require_kind(opened(kind="texts"), "here", "texts")
+    with pytest.raises(InputError, match="here: this plan holds texts, and the training takes groups"):
+        require_kind(opened(kind="texts"), "here", "groups")
 
 
 def test_the_number_of_batches_comes_from_the_manifests(plan: Plan) -> None:
