@@ -131,21 +131,28 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
-        from chuxin.forget import remove, traces
+        from chuxin.forget import finish_removals, remove, traces
+        from chuxin.lineage import directories, every_artifact, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
-        text_hash, raw, made = traces(_committed(known), known.passage_id)
+        if known.apply:
+            inside = directories(recipe.workspace)
+            for uri in inside:
+                lease.require_free(uri, uri.rpartition("/")[2])
+            for uri in finish_removals(inside):
+                print(f"{uri}: a killed removal had begun on it; it is gone now")
+        hashes, raw, made = traces(every_artifact(recipe.workspace), known.passage_id)
         for place in raw:
             print(f"raw text, yours to remove   {place}")
+        for uri in unfinished(recipe.workspace):
+            print(f"unfinished, not searched    {uri}")
         for trace in made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
         if known.apply:
-            for bound in _bind(recipe, known.config):
-                lease.require_free(bound.uri, bound.stage.name)
             forgotten = recipe.curate.forgotten if recipe.curate is not None else None
             sections = [getattr(recipe, name) for name in recipe.sections("synthesize")]
-            answers = {section.execution.answers or f"{recipe.workspace}/answers" for section in sections}
-            bought = remove(made, known.passage_id, text_hash, forgotten, answers)
+            answers = {section.execution.answers_in(recipe.workspace) for section in sections}
+            bought = remove(made, known.passage_id, hashes, forgotten, answers)
             print(f"removed {len(made)} artifacts and {bought} stored answers; the recipe makes them anew without it")
         else:
             print(f"--apply removes these {len(made)} artifacts and forgets the text")

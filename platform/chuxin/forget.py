@@ -2,18 +2,21 @@
 
 A passage is its text: every row that holds it, by the text's hash, counts, and every query that was written from it.
 Removal is by rebuilding: the hash goes into the file that curate's `forgotten` names, stored LLM answers go, and the
-artifacts that hold a trace are deleted, so that the next run of the recipe makes them anew without it. Leaves out: the
-raw files and ingest's copy of them, which are the user's to change; they are named.
+artifacts that hold a trace are deleted, so that the next run of the recipe makes them anew without it. All artifacts
+of the workspace are searched: the file's content is part of curate's fingerprint, so after a removal, whole or killed,
+the recipe no longer knows those of before. Leaves out: the raw files and ingest's copy of them, which are the user's to
+change; they are named. Unfinished stages too, which have no manifest to tell what they hold; they are
+named.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from chuxin.artifacts import Artifact, filesystem, is_local
+from chuxin.artifacts import Artifact, filesystem, read_json, write_json
+from chuxin.corpus.passages import FORGOTTEN
 from chuxin.errors import InputError
 from chuxin.lineage import holds, rows_with
 from chuxin.synthesis.store import remove as remove_answers
@@ -22,6 +25,8 @@ LISTS = {"groups": ("positives", "negatives"), "candidates": ("candidates", "pos
          "plan": ("passages",)}  # fmt: skip
 """The lists of passages in each table: one stands there by its id, and by its text's hash, which differs from the
 passage's where a text was cut for an LLM."""
+REMOVED = "removed.json"
+"""Stands in an artifact from before its manifest goes until all else is gone."""
 
 
 class Trace(NamedTuple):
@@ -33,35 +38,32 @@ class Trace(NamedTuple):
     what: str
 
 
-def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[str], list[Trace]]:
+def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[set[int], list[str], list[Trace]]:
     """Finds all that derives from a passage.
 
     Args:
-        artifacts: The recipe's committed ones, in order.
-        passage_id: Of the table `passages`.
+        artifacts: Committed ones, inputs before what is made of them.
+        passage_id: Of a table `passages`, or of a passage in a table `groups`.
 
     Returns:
-        Its text's hash; where the raw text stands; and a trace for every artifact to be made anew, in order.
+        Its text's hash, several where artifacts hold it differently cleaned; where the raw text stands; and a trace for
+        every artifact to be made anew, in order.
 
     Raises:
         InputError: No artifact has this passage.
     """
-    found = [row for artifact in artifacts for row in rows_with(artifact, "passages", "passage_id", [passage_id])]
-    if not found:
-        remedy = "Take a passage_id from curate's table `passages`"
-        raise InputError(f"passage {passage_id}", "no committed artifact has this passage", remedy)
-    text_hash = found[0].values["text_hash"]
+    hashes = _text_hashes(artifacts, passage_id)
     columns = ["passage_id", "document_id"]
     same = [row.values for artifact in artifacts
-            for row in rows_with(artifact, "passages", "text_hash", [text_hash], columns)]
+            for row in rows_with(artifact, "passages", "text_hash", hashes, columns)]
     raw = [f"{row.stage}: source {row.values['source']}, file {row.values['file']}, position {row.values['position']}"
            for artifact in artifacts
            for row in rows_with(artifact, "documents", "document_id", {own["document_id"] for own in same})]
     raw += [f"{row.stage}: source {row.values['source']}, file {row.values['lineage']['file']}, position "
             f"{row.values['lineage']['position']} (a labelled group)"
             for artifact in artifacts if holds(artifact, "documents") for column in LISTS["groups"]
-            for row in rows_with(artifact, "groups", f"{column}.list.element.text_hash", {text_hash})]
-    passages = {own["passage_id"] for own in same}
+            for row in rows_with(artifact, "groups", f"{column}.list.element.text_hash", hashes)]
+    passages = {passage_id} | {own["passage_id"] for own in same}
     queries = {verdict["query_id"] for artifact in artifacts
                for row in rows_with(artifact, "judged", "passage_id", passages)
                for verdict in row.values["verdicts"]}
@@ -70,29 +72,47 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[int, list[st
         if holds(artifact, "documents"):
             continue
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
-                  if (number := _count(artifact, table, text_hash, passages, queries))}
+                  if (number := _count(artifact, table, hashes, passages, queries))}
         behind = {trace.artifact.fingerprint for trace in made}
         given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
         if counts or given & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
-    return text_hash, raw, made
+    return hashes, list(dict.fromkeys(raw)), made
 
 
-def _count(artifact: Artifact, table: str, text_hash: int, passages: set[int], queries: set[int]) -> int:
+def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
+    """The hashes of a passage's text; of one that only groups hold, as they hold it."""
+    hashes = {row.values["text_hash"] for artifact in artifacts
+              for row in rows_with(artifact, "passages", "passage_id", [passage_id], ["text_hash"])}
+    if hashes:
+        return hashes
+    hashes = {passage["text_hash"] for artifact in artifacts for column in LISTS["groups"]
+              for row in rows_with(artifact, "groups", f"{column}.list.element.passage_id", [passage_id], [column])
+              for passage in row.values[column] if passage["passage_id"] == passage_id}
+    if not hashes:
+        remedy = ("Take a passage_id from curate's table `passages` or from `groups`; if an earlier removal took "
+                  "curate's artifact, run the recipe up to curate first")  # fmt: skip
+        raise InputError(f"passage {passage_id}", "no committed artifact has this passage", remedy)
+    return hashes
+
+
+def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int], queries: set[int]) -> int:
     keys = [("passage_id", passages), ("query_id", queries)]
     for column in LISTS.get(table, ()):
-        keys += [(f"{column}.list.element.text_hash", {text_hash}), (f"{column}.list.element.passage_id", passages)]
+        keys += [(f"{column}.list.element.text_hash", hashes), (f"{column}.list.element.passage_id", passages)]
     found = set()
     for column, wanted in keys:
         for row in rows_with(artifact, table, column, wanted):
             own = row.values
+            if table == "passages" and own["status"] == FORGOTTEN:
+                continue  # a row without its text
             found.add((row.part, *(own.get(name) for name in ("epoch", "batch", "row", "query_id", "passage_id"))))
     return len(found)
 
 
 def remove(
-    made: Sequence[Trace], passage_id: int, text_hash: int, forgotten: str | None, answers: Collection[str]
+    made: Sequence[Trace], passage_id: int, hashes: Collection[int], forgotten: str | None, answers: Collection[str]
 ) -> int:
     """Writes the passage into the file of forgotten ones, then deletes stored answers and artifacts that hold a trace.
 
@@ -102,7 +122,7 @@ def remove(
     Args:
         made: What `traces` found.
         passage_id: Of the passage.
-        text_hash: Its text's.
+        hashes: Its text's.
         forgotten: The file that curate's config names.
         answers: Directories of stored LLM answers.
 
@@ -116,20 +136,34 @@ def remove(
         remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
         raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
     path = os.path.expanduser(forgotten)
-    line = f"{passage_id} {text_hash}\n"
     with open(path, "a+", encoding="utf-8") as file:
         file.seek(0)
-        if line not in file.readlines():
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        known = file.readlines()
+        file.writelines(line for text_hash in sorted(hashes) if (line := f"{passage_id} {text_hash}\n") not in known)
+        file.flush()
+        os.fsync(file.fileno())
     removed = sum(remove_answers(directory, lambda value: value[-1] == passage_id) for directory in answers)
     for trace in reversed(made):
-        fs, local = filesystem(trace.artifact.uri)
-        if is_local(trace.artifact.uri):
-            os.remove(os.path.join(local, "manifest.json"))  # from here on nobody reads what is left
-            shutil.rmtree(local)
-        else:
-            fs.rm_file(f"{local}/manifest.json")
-            fs.rm(local, recursive=True)
+        _delete(trace.artifact.uri)
     return removed
+
+
+def finish_removals(uris: Sequence[str]) -> list[str]:
+    """Deletes what a killed removal left half deleted among directories; returns those."""
+    left = [uri for uri in uris if read_json(f"{uri}/{REMOVED}") is not None]
+    for uri in left:
+        _delete(uri)
+    return left
+
+
+def _delete(uri: str) -> None:
+    """Deletes an artifact: its manifest first, so that nobody reads what is left, the note that it goes last."""
+    write_json(f"{uri}/{REMOVED}", {})
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    inside = [name.rstrip("/") for name in fs.ls(path, detail=False)]
+    order = {"manifest.json": 0, REMOVED: 2}
+    for name in sorted(inside, key=lambda name: order.get(name.rpartition("/")[2], 1)):
+        fs.rm(name, recursive=True)
+    if fs.exists(path):  # object stores have no empty directories
+        fs.rmdir(path)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, open_parquet
+from chuxin.artifacts import Artifact, filesystem, open_parquet, read_json
 
 HELD = ("positives", "negatives")
 """The columns of groups and candidates that hold passages."""
@@ -87,7 +87,35 @@ def steps_of(plan: Artifact, rows: Sequence[Row]) -> list[int]:
     return sorted({before[row.part] + row.values["batch"] + 1 for row in rows})
 
 
-def descends(artifact: Artifact, ancestor: Artifact) -> bool:
-    """True if an artifact was made from another, through any number of stages."""
-    given = [Artifact(made["uri"]) for made in artifact.manifest["inputs"].values()]
-    return any(one.fingerprint == ancestor.fingerprint or descends(one, ancestor) for one in given)
+def directories(workspace: str) -> list[str]:
+    """Returns the URIs of a workspace's directories, whatever they hold; none where there is no workspace."""
+    fs, path = filesystem(workspace)
+    fs.invalidate_cache()  # object stores' clients remember listings
+    if not fs.exists(path):
+        return []
+    names = (entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
+    return sorted(f"{workspace.rstrip('/')}/{name.rstrip('/').rpartition('/')[2]}" for name in names)
+
+
+def unfinished(workspace: str) -> list[str]:
+    """Returns the directories of stages that were begun and not committed: nobody can tell what their files hold."""
+    return [uri for uri in directories(workspace)
+            if read_json(f"{uri}/manifest.json") is None and filesystem(uri)[0].exists(f"{filesystem(uri)[1]}/parts")]
+
+
+def every_artifact(workspace: str) -> list[Artifact]:
+    """Returns all committed artifacts of a workspace, those of other configs and earlier data too.
+
+    Inputs stand before what is made of them.
+    """
+    found = [Artifact(uri) for uri in directories(workspace) if read_json(f"{uri}/manifest.json") is not None]
+    known = {artifact.fingerprint: artifact for artifact in found}
+    depth: dict[str, int] = {}
+
+    def measure(fingerprint: str) -> int:
+        if fingerprint not in depth:
+            given = {made["fingerprint"] for made in known[fingerprint].manifest["inputs"].values()}
+            depth[fingerprint] = 1 + max(map(measure, given & known.keys()), default=0)
+        return depth[fingerprint]
+
+    return sorted(found, key=lambda artifact: (measure(artifact.fingerprint), artifact.uri))

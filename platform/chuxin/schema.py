@@ -74,8 +74,10 @@ CANDIDATE = pa.struct([
     ("sparse", pa.float32()), ("sparse_rank", pa.int32()), ("bm25", pa.float32()), ("bm25_rank", pa.int32()),
     ("given", pa.bool_()), ("rerank", pa.float32()), ("relabel", pa.string()),
 ])
-"""A passage that a miner found for a query: its score and rank (from 1) by each miner, null where that one did not
-find it. `given`: the group's own positive. `relabel`: what an LLM says of it, "yes" or "no"."""
+"""A passage that a miner found for a query, or that its group came with, found or not. `dense` stands for every one;
+the other scores and all ranks (from 1) are null where that miner did not find it. Ranks count all that a miner found,
+the group's own positives too. `given`: an own positive; own negatives are candidates that are not. `rerank`: a
+cross-encoder's raw logit, null where it was not asked. `relabel`: what an LLM says of it, "yes" or "no"."""
 
 CANDIDATES = _schema(
     query_id=pa.int64(), query=pa.string(), query_hash=pa.int64(), source=pa.string(),

@@ -4,20 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from chuxin.artifacts import Artifact, Draft
+from chuxin.commands import forget_job
 from chuxin.errors import InputError
-from chuxin.forget import remove, traces
-from chuxin.lineage import Row, rows_with, steps_of
+from chuxin.forget import finish_removals, remove, traces
+from chuxin.lineage import Row, directories, every_artifact, rows_with, steps_of
+from chuxin.mining.queries import BLOCK
+from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
 from chuxin.synthesis.store import AnswerStore
 from chuxin.why import story
 
 SCHEMAS = {"documents": DOCUMENTS, "passages": PASSAGES, "groups": GROUPS, "synthetic": SYNTHETIC, "judged": JUDGED,
-           "candidates": CANDIDATES, "plan": PLAN_GROUPS}  # fmt: skip
+           "candidates": CANDIDATES, "plan": PLAN_GROUPS, "own": OWN, "block": BLOCK}  # fmt: skip
 WRITTEN, LABELLED, OTHER = 900, 901, 902
 """Queries: one that an LLM wrote from passage 1, a labelled one whose positive is that text, one that knows neither."""
 
@@ -74,7 +78,10 @@ def artifacts(tmp_path: Path) -> list[Artifact]:
          "attempts": 2, "queries": [{"query": "问题900"}], "status": "keep"}]}})
     commit("judge", ["synthesize"], {"a": {"judged": [{"passage_id": 1, "model": "qwen", "verdicts": verdicts}],
                                            "groups": [written]}})
-    commit("mine", ["judge", "curate"], {"a": {"candidates": [{**written, "candidates": [candidate]}]}})
+    # As the stage writes them: settled owners, blocks of queries without status, and what was found.
+    commit("mine", ["judge", "curate"], {
+        "candidates-00000": {"candidates": [{**written, "candidates": [candidate]}]}, "owners-000": {"own": []},
+        "queries-00000": {"block": [written]}, "search-00000-000": {}, "store-00000": {}, "summary": {}})
     commit("select", ["mine"], {"a": {"groups": [written, other]}})
     commit("pack", ["select"], {"p0": {"plan": [plan_row(OTHER, 0, [2, 3]), plan_row(WRITTEN, 1, [1, 3])]},
                                 "p1": {"plan": [plan_row(WRITTEN, 0, [1]), plan_row(OTHER, 1, [2])]}})
@@ -109,7 +116,7 @@ def test_a_written_query_s_story_goes_from_the_raw_document_to_the_steps(artifac
         "epoch 0 batch 1 row 0, epoch 0 batch 0 row 0", "refine       step 2 of 2",
     ]  # fmt: skip
     places = [told.find(line) for line in wanted]
-    assert -1 not in places
+    assert -1 not in places and told.count("source synthetic-web, status keep") == 2  # judge's and select's
 
 
 def test_a_labelled_group_names_its_file_and_what_did_not_reach_it(artifacts: list[Artifact]) -> None:
@@ -120,8 +127,8 @@ def test_a_labelled_group_names_its_file_and_what_did_not_reach_it(artifacts: li
 
 
 def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: list[Artifact]) -> None:
-    text_hash, raw, made = traces(artifacts, 1)
-    assert text_hash == 1001
+    hashes, raw, made = traces(artifacts, 1)
+    assert hashes == {1001}
     assert raw == ["ingest: source web, file 1.jsonl, position 7",
                    "ingest: source mtp, file pairs.jsonl, position 44 (a labelled group)"]
     named = {trace.artifact.manifest["stage"]: trace.what for trace in made}
@@ -136,21 +143,88 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
 
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
                                                                         tmp_path: Path) -> None:
-    text_hash, _, made = traces(artifacts, 1)
+    hashes, _, made = traces(artifacts, 1)
     with pytest.raises(InputError, match="the config names no file of forgotten passages"):
-        remove(made, 1, text_hash, None, ())
+        remove(made, 1, hashes, None, ())
     assert all(Path(a.uri).is_dir() for a in artifacts)
     forgotten = tmp_path / "forgotten.txt"
     with AnswerStore(str(tmp_path / "answers")) as store:
         for number in range(4):
             store.put(bytes([number]) * 16, [f"答案{number}", "stop", 1, 1, 0, None, number % 2])
-    assert remove(made, 1, text_hash, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")]) == 2
+    assert remove(made, 1, hashes, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")]) == 2
     with AnswerStore(str(tmp_path / "answers")) as store:
         assert [store.get(bytes([n]) * 16) is None for n in range(4)] == [False, True, False, True]
     assert forgotten.read_text() == "1 1001\n"
     assert [a.manifest["stage"] for a in artifacts if Path(a.uri).exists()] == ["ingest"]
-    remove([], 1, text_hash, str(forgotten), ())
+    remove([], 1, hashes, str(forgotten), ())
     assert forgotten.read_text() == "1 1001\n"
+
+
+def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifacts: list[Artifact],
+                                                                       tmp_path: Path) -> None:
+    (tmp_path / "unfinished" / "partitions").mkdir(parents=True)
+    (tmp_path / "report.html").write_text("no directory")
+    found = every_artifact(f"{tmp_path}/")
+    assert {a.fingerprint for a in found} == {a.fingerprint for a in artifacts} and len(found) == len(artifacts)
+    place = {a.fingerprint: number for number, a in enumerate(found)}
+    for artifact in found:
+        assert all(place[made["fingerprint"]] < place[artifact.fingerprint]
+                   for made in artifact.manifest["inputs"].values())
+    first, second = traces(artifacts, 1), traces(found, 1)
+    assert first[:2] == second[:2]
+    assert {t.artifact.uri: t[1:] for t in first[2]} == {t.artifact.uri: t[1:] for t in second[2]}
+    assert every_artifact(str(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("kept", ["manifest.json", "parts"])
+def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tmp_path: Path, kept: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes, _, made = traces(every_artifact(str(tmp_path)), 1)
+    local, gone = fsspec.filesystem("file"), list[str]()
+    delete = type(local).rm
+
+    def dying(self: Any, path: str, **settings: Any) -> None:
+        if "/select" in path and path.endswith(kept):
+            raise KeyboardInterrupt
+        gone.append(path)
+        delete(self, path, **settings)
+
+    monkeypatch.setattr(type(local), "rm", dying)
+    with pytest.raises(KeyboardInterrupt):
+        remove(made, 1, hashes, str(tmp_path / "forgotten.txt"), ())
+    monkeypatch.undo()
+    assert gone and (tmp_path / "select" / "parts").is_dir() and not (tmp_path / "pack").exists()
+    assert finish_removals(directories(str(tmp_path))) == [str(tmp_path / "select")]
+    assert finish_removals(directories(str(tmp_path))) == []
+    hashes, _, made = traces(every_artifact(str(tmp_path)), 1)
+    assert [t.artifact.manifest["stage"] for t in made] == ["curate", "pack_other", "synthesize", "judge", "mine"]
+    remove(made, 1, hashes, str(tmp_path / "forgotten.txt"), ())
+    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
+    assert (tmp_path / "forgotten.txt").read_text() == "1 1001\n"
+
+
+def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: list[Artifact], tmp_path: Path) -> None:
+    rows = [{**group(903, 44, 2, {"file": "pairs.jsonl", "position": 7}, "mtp")}]
+    for stage in ("ingest", "curate"):
+        given = {} if stage == "ingest" else {"ingest": {"uri": "", "fingerprint": "ingest-other"}}
+        draft = Draft(str(tmp_path / f"{stage}-other"), f"{stage}-other", {"stage": stage, "inputs": given}, print)
+        with draft.attempt("a") as attempt:
+            attempt.write("groups", [pa.Table.from_pylist(rows, GROUPS)], GROUPS)
+            if stage == "ingest":
+                attempt.write("documents", [DOCUMENTS.empty_table()], DOCUMENTS)
+        draft.close()
+    hashes, raw, made = traces(every_artifact(str(tmp_path)), 44)
+    assert hashes == {1044} and raw == ["ingest: source mtp, file pairs.jsonl, position 7 (a labelled group)"]
+    assert [(t.artifact.fingerprint, t.what) for t in made] == [("curate-other", "1 in groups")]
+    remove(made, 44, hashes, str(tmp_path / "forgotten.txt"), ())
+    assert (tmp_path / "forgotten.txt").read_text() == "44 1044\n"
+    assert Path(artifacts[1].uri).exists() and not (tmp_path / "curate-other").exists()
+    # What is left of it afterwards, a row without its text, is no trace.
+    forgotten = [{"passage_id": 1, "document_id": 10, "text": "", "text_hash": 1001, "status": "forgotten"}]
+    draft = Draft(str(tmp_path / "curate-new"), "curate-new", {"stage": "curate", "inputs": {}}, print)
+    with draft.attempt("a") as attempt:
+        attempt.write("passages", [pa.Table.from_pylist(forgotten, PASSAGES)], PASSAGES)
+    assert traces([draft.close()], 1) == ({1001}, [], [])
 
 
 def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:
@@ -162,3 +236,26 @@ def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:
         attempt.write("groups", [pa.Table.from_pylist(rows[i:i + 70], GROUPS) for i in range(0, 300, 70)], GROUPS)
     found = rows_with(draft.close(), "groups", "negatives.list.element.text_hash", {1007, 1013}, ["query_id"])
     assert [r.values["query_id"] for r in found] == [n for n, held in enumerate(lists) if {7, 13} & set(held)]
+
+
+def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
+    artifacts: list[Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # None of these artifacts is bound by the sample's config: as after `forgotten` changed curate's fingerprint.
+    source = Path(__file__).resolve().parents[2] / "jobs/configs/sample/recipe.yaml"
+    text, notes = source.read_text(encoding="utf-8"), tmp_path / "forgotten.txt"
+    assert text.count("\ncurate:\n") == 1 and "forgotten:" not in text
+    config = tmp_path / "recipe.yaml"
+    config.write_text(text.replace("\ncurate:\n", f"\ncurate:\n  forgotten: {notes}\n"), encoding="utf-8")
+    (tmp_path / "judge-half" / "parts" / "a-1").mkdir(parents=True)
+    common = ["--config", str(config), "--workspace", str(tmp_path)]
+    assert forget_job(["1", *common]) == 0
+    told = capsys.readouterr().out
+    assert "removes these 8 artifacts" in told and f"unfinished, not searched    {tmp_path}/judge-half\n" in told
+    assert all(Path(a.uri).exists() for a in artifacts)
+    assert forget_job(["1", "--apply", *common]) == 0 and "removed 8 artifacts" in capsys.readouterr().out
+    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
+    assert notes.read_text() == "1 1001\n"
+    # A second passage before the rebuild: labelled ones stand in ingest's groups still, others need curate first.
+    assert forget_job(["3", "--apply", *common]) == 0 and notes.read_text() == "1 1001\n3 1003\n"
+    assert forget_job(["7", "--apply", *common]) == 2 and "run the recipe up to curate first" in capsys.readouterr().err

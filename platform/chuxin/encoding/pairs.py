@@ -19,17 +19,22 @@ from chuxin.models.packed import pack
 from chuxin.models.reranker import CrossEncoder, load_reranker, pair_ids
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On the CPU torch raises a plain RuntimeError, told apart by its words alone (c10/core/impl/alloc_cpu.cpp).
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @torch.inference_mode()
 def score_pairs(
     model: CrossEncoder, pairs: Sequence[np.ndarray], batch_tokens: int, device: str | torch.device = "cpu"
 ) -> np.ndarray:
     """Returns the scores float32 [N] of token sequences as `pair_ids` makes them, in passes of `batch_tokens`.
 
-    Where memory runs out, the pass is taken in halves, and no later one is larger than what fitted: the longest pairs
-    come first, so that shows at once. The scores stay the same (1e-5 in fp32).
+    Where memory runs out, the device's or the machine's, the pass is taken in halves, and no later one is larger than
+    what fitted: the longest pairs come first, so that shows at once. The scores stay the same (1e-5 in fp32).
 
     Raises:
-        torch.OutOfMemoryError: One pair alone does not fit.
+        RuntimeError: One pair alone does not fit (on a device `torch.OutOfMemoryError`, a kind of it).
     """
     scores_N = np.empty(len(pairs), np.float32)
     # Last in, first out, so that the halves of a batch come before what follows it.
@@ -42,8 +47,8 @@ def score_pairs(
             continue
         try:
             scores_N[batch] = model(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+        except RuntimeError as error:
+            if len(batch) == 1 or not _is_out_of_memory(error):
                 raise
             batch_tokens = tokens // 2
             waiting.append(batch)
@@ -90,7 +95,9 @@ class PairScorer:
         pairs = self.tokenise(queries, passages, index_N2)
         try:
             return score_pairs(self.model, pairs, self.batch_tokens, self.device)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             problem = f"a pair of up to {max(map(len, pairs))} tokens does not fit the memory of {self.device}"
             raise InputError(self.path, problem, "Lower passage_max_len, or give a smaller reranker") from error
 

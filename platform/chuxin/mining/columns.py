@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chuxin.mining.inputs import passages_of
-from chuxin.mining.join import MINERS, NO_RANK
+from chuxin.mining.join import MINERS, NO_RANK, locate
 
 
 class Columns(NamedTuple):
@@ -68,18 +68,3 @@ def own_passages(table: pa.Table) -> tuple[np.ndarray, pa.Table]:
         rows.append(row)
         parts.append(pa.Table.from_struct_array(passages))
     return np.concatenate(rows), pa.concat_tables(parts).combine_chunks()
-
-
-def locate(row_M: np.ndarray, hash_M: np.ndarray, row_G: np.ndarray, hash_G: np.ndarray) -> np.ndarray:
-    """Returns where each (row, hash) first stands among others, int64 [M], −1 where it does not."""
-    found_M = np.full(len(row_M), -1, np.int64)
-    if not len(hash_G):
-        return found_M
-    hashes, code_G = np.unique(hash_G, return_inverse=True)
-    key_G, first = np.unique(row_G * len(hashes) + code_G, return_index=True)
-    code_M = np.minimum(np.searchsorted(hashes, hash_M), len(hashes) - 1)
-    held = np.flatnonzero(hashes[code_M] == hash_M)  # few: the rest of the work is on them alone
-    key = row_M[held] * len(hashes) + code_M[held]
-    place = np.minimum(np.searchsorted(key_G, key), len(key_G) - 1)
-    found_M[held] = np.where(key_G[place] == key, first[place], -1)
-    return found_M

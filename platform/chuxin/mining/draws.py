@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from chuxin.mining.columns import Columns, locate
+from chuxin.mining.columns import Columns, own_passages
+from chuxin.mining.join import locate
 from chuxin.search.store import PassageStore
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def fill(
 ) -> Filled:
     """Draws passages from the whole store for groups with fewer negatives than wanted.
 
-    Neither a candidate of the group nor its own passage nor the query's text is ever drawn, so what a miner found near
-    the query cannot come in unseen.
+    Neither a candidate of the group nor its own passage, by text or id, nor the query's text is ever drawn, so what a
+    miner found near the query cannot come in unseen.
     """
     size = len(table)
     need_Q = np.maximum(config.negatives.most - np.bincount(columns.row_N[negative_M], minlength=size), 0)
@@ -62,6 +63,8 @@ def fill(
     place_M = (mix(config.seed, query_id_M, turn_M) % np.uint64(store.passages)).astype(np.int64)
     id_M, hash_M = store.at(place_M)
     fresh = (locate(row_M, hash_M, columns.row_N, columns.hash_N) < 0) & (hash_M != query_hash_M)
+    own_row, own = own_passages(table)
+    fresh &= locate(row_M, id_M, own_row, own["passage_id"].to_numpy()) < 0  # one that was cut for an LLM, uncut
     fresh &= locate(row_M, hash_M, row_M, hash_M) == np.arange(len(row_M))  # the first of equal draws
     row_M, id_M, hash_M = row_M[fresh], id_M[fresh], hash_M[fresh]
     place = np.arange(len(row_M)) - np.searchsorted(row_M, row_M)

@@ -44,6 +44,18 @@ def input_files(ctx: Context, ref: str, table: str) -> list[str]:
     return files
 
 
+def holds_values(files: Sequence[str], column: str) -> bool:
+    """True if a value of a column, e.g. "candidates.list.element.bm25_rank", is not null; reads only the footers."""
+    for file in files:
+        with open_parquet(file) as part:
+            for group in range(part.num_row_groups):
+                chunks = map(part.metadata.row_group(group).column, range(part.metadata.num_columns))
+                own = next(chunk.statistics for chunk in chunks if chunk.path_in_schema == column)
+                if own is None or own.has_min_max:  # without statistics it may hold some
+                    return True
+    return False
+
+
 def open_store(ctx: Context, ref: str) -> list[str]:
     """Returns the local directories of a mine stage's shards, in their order; `PassageStore` opens them.
 

@@ -1,8 +1,9 @@
 """Joins what spans and miners found into one list of candidates a query.
 
 A passage that several miners found is one candidate with several ranks. What the group came with stands in too: its
-positives as `given`, its negatives as candidates of their own, whether or not a miner found them. Ranks count what
-the miner found, the group's own passages included. Leaves out: scores of a cross-encoder, choosing (select.py).
+positives as `given`, its negatives as candidates of their own, whether or not a miner found them. A passage of the
+group that was cut for an LLM never comes back uncut. Ranks count what the miner found, the group's own passages and
+what was left out included. Leaves out: scores of a cross-encoder, choosing (select.py).
 
 Shapes: Q queries, K results a query, N candidates of all queries.
 """
@@ -40,8 +41,9 @@ def join_miners(
         hits: What each miner found over all spans.
 
     Returns:
-        A table of CANDIDATES in the order of the groups. No candidate has the query's own text, and one that has the
-        text of an own positive *is* that positive.
+        A table of CANDIDATES in the order of the groups. No candidate has the query's own text; one that has the
+        text of an own positive *is* that positive; and a mined one of an own passage's id but of another text (the
+        document uncut, which answers the query as well) is left out.
     """
     columns = _stack(given, given_dense_G, hits)
     # The group's own stand first within (query, text), so that a candidate goes by the id that the group knows.
@@ -51,12 +53,14 @@ def join_miners(
     first = np.flatnonzero(np.r_[True, (query[1:] != query[:-1]) | (text[1:] != text[:-1])]) if len(query) else \
         np.zeros(0, np.int64)  # fmt: skip
     found = {name: columns[name][first] for name in ("query", "hash", "id")}
-    found["given"] = columns["class"][first] == 0
+    found["class"] = columns["class"][first]
+    found["given"] = found["class"] == 0
     for miner in MINERS:
         found[miner] = _reduce(np.fmax, columns[miner], first)
         found[f"{miner}_rank"] = _reduce(np.minimum, columns[f"{miner}_rank"], first)
     own_hash = groups["query_hash"].to_numpy()
-    kept = found["given"] | (found["hash"] != own_hash[found["query"]])
+    known = locate(found["query"], found["id"], given.owner_G, given.id_G) >= 0
+    kept = found["given"] | ((found["hash"] != own_hash[found["query"]]) & ~(known & (found["class"] == 2)))
     found = {name: column[kept] for name, column in found.items()}
     others = np.minimum(found["sparse_rank"], found["bm25_rank"])
     order = np.lexsort((found["hash"], others, found["dense_rank"], found["query"]))
@@ -64,6 +68,21 @@ def join_miners(
     bounds = np.searchsorted(found["query"], np.arange(len(groups) + 1)).astype(np.int32)
     lists = pa.ListArray.from_arrays(pa.array(bounds), _structs(found))
     return groups.append_column("candidates", lists).select(CANDIDATES.names).cast(CANDIDATES)
+
+
+def locate(row_M: np.ndarray, value_M: np.ndarray, row_G: np.ndarray, value_G: np.ndarray) -> np.ndarray:
+    """Returns where each (row, hash or id) first stands among others, int64 [M], −1 where it does not."""
+    found_M = np.full(len(row_M), -1, np.int64)
+    if not len(value_G):
+        return found_M
+    values, code_G = np.unique(value_G, return_inverse=True)
+    key_G, first = np.unique(row_G * len(values) + code_G, return_index=True)
+    code_M = np.minimum(np.searchsorted(values, value_M), len(values) - 1)
+    held = np.flatnonzero(values[code_M] == value_M)  # few: the rest of the work is on them alone
+    key = row_M[held] * len(values) + code_M[held]
+    place = np.minimum(np.searchsorted(key_G, key), len(key_G) - 1)
+    found_M[held] = np.where(key_G[place] == key, first[place], -1)
+    return found_M
 
 
 def _stack(given: Given, given_dense_G: np.ndarray, hits: Mapping[str, Hits]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ part of the table they read. Leaves out: what is computed in a partition (the mo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from chuxin.mining.find import Hits, given_passages, given_scores, search_span
 from chuxin.mining.inputs import (
     cut_row_groups,
     cut_rows,
+    holds_values,
     input_files,
     kept_ids,
     local_directory,
@@ -129,7 +131,7 @@ def _encode_queries(
 ) -> None:  # fmt: skip
     torch.set_num_threads(config.execution.threads)
     groups = read_groups(item)
-    attempt.write("groups", [groups], BLOCK, "query_id")
+    attempt.write("block", [groups], BLOCK, "query_id")
     texts = groups["query"].to_pylist()
     save_queries(attempt.directory, texts, config, model, PassageStore(shards), statistics["passages"])
 
@@ -198,10 +200,17 @@ def select(ctx: Context, config: SelectConfig) -> None:
     """Chooses positives and negatives; writes the table `groups`, every group with its status.
 
     Raises:
-        InputError: There are no candidates, no store, or no scores of the kind that the config asks for.
+        InputError: There are no candidates, no store, no scores or ranks of the kind that the config asks for, or no
+            group is kept.
         RuntimeError: A group was lost or taken twice.
     """
     work = _parts(ctx, config.candidates)
+    for miner in sorted({*config.round_trip, config.rank_by} - {"best"}):
+        if not holds_values(list(work.values()), f"candidates.list.element.{miner}_rank"):
+            named = f"round_trip.{miner}" if miner in config.round_trip else "rank_by"
+            remedy = f"Add {miner} to mine.miners, or name another miner"
+            problem = f"no candidate of {config.candidates} has a rank by {miner}"
+            raise InputError(f"{ctx.name}.{named}", problem, remedy)
     fn = partial(_select_part, config, open_store(ctx, config.store))
     ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
     _check_parts(ctx, work, "groups")
@@ -212,6 +221,11 @@ def select(ctx: Context, config: SelectConfig) -> None:
             own = by_source.setdefault(source, {})
             for reason, number in counts.items():
                 own[reason] = own.get(reason, 0) + number
+    if not sum(done[key]["rows_out"] for key in work):
+        drops = sum((Counter(done[key]["drops"]) for key in work), Counter())
+        reasons = ", ".join(f"{number} {reason}" for reason, number in drops.most_common()) or "there are none"
+        remedy = "Loosen the bounds that the reasons name; the histograms of the scores stand in rerank's manifest"
+        raise InputError(f"{ctx.name}: {config.candidates}", f"no group is kept: {reasons}", remedy)
     with ctx.draft.attempt(SUMMARY) as attempt:
         attempt.count(facts={"by_source": by_source})
 

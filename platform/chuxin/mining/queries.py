@@ -1,6 +1,6 @@
 """A block of queries on disk, between the task that encodes it and those that search with it.
 
-    groups.parquet           the block's groups to keep, without their status
+    block.parquet            the block's groups to keep, without their status
     dense.npy                float32 [Q, H]
     MINER-key.npy, -weight.npy, -start.npy    keys and weights of each query, by miner
 
@@ -26,12 +26,12 @@ from chuxin.search.postings import Query, bm25_query, bm25_weights
 from chuxin.search.store import PassageStore
 
 BLOCK = pa.schema([GROUPS.field(name) for name in GROUP_COLUMNS])
-"""Groups without their status."""
+"""Table `block`: groups without their status."""
 
 
 def read_block(directory: str) -> pa.Table:
     """Returns the groups of a block."""
-    return pq.read_table(f"{directory}/groups.parquet").combine_chunks()
+    return pq.read_table(f"{directory}/block.parquet").combine_chunks()
 
 
 def save_queries(

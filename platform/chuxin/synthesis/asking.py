@@ -1,31 +1,53 @@
 """Asking an LLM through the answer store: what is stored is not sent, what is sent is stored before it is used.
 
+A request that finds no answer is sent again a few times, and then is nobody's status: its partition does not commit.
 A call that brings its engine down is sent again with the engine to itself, so that the rows that shared the engine
-are not blamed; one that does it `max_crashes` times is set aside for good. Leaves out: engines (llm.py).
+are not blamed; one that does it `max_crashes` times, while the engine answers others in between, is set aside for
+good. Leaves out: engines (llm.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, TypeVar
 
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, key
+from chuxin.errors import InputError
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, Unanswered, key
 from chuxin.synthesis.store import AnswerStore
 
+Result = TypeVar("Result")
 Ask = Callable[[Call], Awaitable[Answer]]
 """What rows are written and judged with. Raises CallFailed; everything else is not the row's fault."""
 
 _CRASHED = "crashes_engine"
+_TRIES = 3
+_PAUSE_SECONDS = 0.2
+_OWN_DEATHS = 3
+_SUSPECTS = 3
+"""Quarantines in a row, without an answer between, after which the engine is suspected and not the calls."""
 
 
 class Client(Protocol):
-    """Sends one call. Raises EngineDied, CallFailed or, where nothing can be sent at all, InputError."""
+    """Sends one call. Raises EngineDied, CallFailed, Unanswered or, where nothing can be sent at all, InputError."""
 
     async def ask(self, call: Call, alone: bool = False) -> Answer:
         """Returns the answer; `alone` keeps other calls out of the engine meanwhile."""
         ...
+
+    async def probe(self, call: Call) -> None:
+        """Makes the engine that a call goes to answer a short one of our own; raises like `ask`."""
+        ...
+
+
+async def together(tasks: Iterable[Awaitable[Result]]) -> list[Result]:
+    """Returns the tasks' results once all have ended; then raises the first one's exception, if any raised."""
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]
 
 
 class Asking:
@@ -41,6 +63,7 @@ class Asking:
     def __init__(self, client: Client, store: AnswerStore, model: str, max_crashes: int) -> None:
         self._client, self._store, self._model, self._max_crashes = client, store, model, max_crashes
         self._pending: dict[bytes, asyncio.Future[Answer]] = {}
+        self._suspects: dict[bytes, list] = {}
         self.counts: Counter[str] = Counter()
 
     async def __call__(self, call: Call) -> Answer:
@@ -48,18 +71,20 @@ class Asking:
 
         Raises:
             CallFailed: The request was refused, or the call brings engines down.
+            Exception: It found no answer, however often it was sent; Unanswered, where the reason is known.
+            InputError: The engine dies whatever it is asked.
         """
         name = key(self._model, call)
-        stored = self._store.get(name)
+        stored = self._suspects.get(name) or self._store.get(name)
         if stored is not None:
             self.counts["calls_stored"] += 1
             return _read(stored)
         if name in self._pending:  # the same call of another row
-            return await asyncio.shield(self._pending[name])
+            return _read([*await asyncio.shield(self._pending[name])])
         future = self._pending[name] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._buy(call)
-            self._store.put(name, [*answer, call.subject])
+            self._keep(name, [*answer, call.subject])
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
@@ -67,28 +92,85 @@ class Asking:
             raise
         finally:
             del self._pending[name]
-        return _read([*answer, call.subject])
+        return _read([*answer])
+
+    def settle(self) -> None:
+        """Stores the quarantines that no later answer has confirmed yet: the partition came to its end without more."""
+        for name, value in self._suspects.items():
+            self._store.put(name, value)
+        self._suspects.clear()
+
+    def _keep(self, name: bytes, value: list) -> None:
+        """Stores an answer; a quarantine only once another call was answered, which shows that the engine is sound."""
+        if value[1] != _CRASHED:
+            self.settle()
+            self._store.put(name, value)
+            return
+        self._suspects[name] = value
+        if len(self._suspects) >= _SUSPECTS:
+            raise _broken(f"{_SUSPECTS} requests in a row brought it down")
 
     async def _buy(self, call: Call) -> Answer:
         try:
-            answer = await self._client.ask(call)
+            answer = await self._answered(call)
         except EngineDied:
             answer = await self._alone(call)
+        if answer.finish == _CRASHED:
+            return answer
         self.counts["calls_bought"] += 1
         self.counts["prompt_tokens_bought"] += answer.prompt_tokens
         self.counts["output_tokens_bought"] += answer.output_tokens
         self.counts["prompt_tokens_cached"] += answer.cached_tokens
-        return answer
+        return answer._replace(text=_whole(answer.text))
+
+    async def _answered(self, call: Call, alone: bool = False) -> Answer:
+        for left in reversed(range(_TRIES)):
+            try:
+                return await self._client.ask(call, alone=alone)
+            except (CallFailed, EngineDied, InputError):
+                raise
+            except Exception:  # Unanswered, and what nobody foresaw: a broken connection is not always named so
+                self.counts["calls_unanswered"] += 1
+                if not left:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
+        raise AssertionError  # the loop returns or raises
 
     async def _alone(self, call: Call) -> Answer:
         self.counts["engine_deaths"] += 1
-        for _ in range(self._max_crashes):
+        blamed = own = 0
+        while blamed < self._max_crashes:
             try:
-                return await self._client.ask(call, alone=True)
-            except EngineDied:
+                return await self._answered(call, alone=True)
+            except EngineDied as error:
                 self.counts["engine_deaths"] += 1
+                if await self._sound(call):
+                    blamed += 1
+                    continue
+                own += 1
+                if own == _OWN_DEATHS:
+                    raise _broken(f"started again, it answers not even {_OWN_DEATHS} short calls: {error}") from error
         self.counts["calls_quarantined"] += 1
         return Answer("", _CRASHED, 0, 0)
+
+    async def _sound(self, call: Call) -> bool:
+        """True if the engine, started again, answers something else."""
+        try:
+            await self._client.probe(call)
+        except (EngineDied, Unanswered, CallFailed):
+            self.counts["probes_failed"] += 1
+            return False
+        return True
+
+
+def _broken(how: str) -> InputError:
+    return InputError("the LLM's engine", how[:300].rstrip("."), "See the Ray logs for why, and run again: what was "
+                      "bought is stored, and no row was blamed")
+
+
+def _whole(text: str) -> str:
+    """Replaces lone halves of surrogate pairs, which no file and no table takes, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read(stored: list) -> Answer:

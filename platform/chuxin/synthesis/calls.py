@@ -20,7 +20,11 @@ _MASK_31 = (1 << 31) - 1
 
 
 class CallFailed(Exception):
-    """An engine refused or failed this one request; the others go on."""
+    """This one request was refused, and would be again: its row's status; the others go on."""
+
+
+class Unanswered(Exception):
+    """No answer came for a reason that may pass: a timeout, an engine's error. No row's status."""
 
 
 class EngineDied(Exception):

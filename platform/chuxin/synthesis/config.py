@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,10 +92,11 @@ class LLMExecution:
     """Times a row may bring an engine down, alone in it, before it is set aside as `crashes_engine`."""
 
     timeout: float = 600
-    """Seconds after which a request counts as failed."""
+    """Seconds after which a request counts as unanswered; it is sent three times."""
 
     answers: str | None = None
-    """Local directory, reached by all nodes, where every answer is stored; null: WORKSPACE/answers."""
+    """Local directory, absolute or from ~ on, reached by all nodes, where every answer is stored; null:
+    WORKSPACE/answers."""
 
     budget_tokens: int | None = None
     """Tokens, read and written, that one run may buy; then it stops, and a rerun goes on. Stored answers cost none.
@@ -109,6 +111,10 @@ class LLMExecution:
             raise ValueError("engines, tensor_parallel, max_num_seqs, concurrency and max_crashes must be at least 1")
         if self.gpus_per_engine and self.gpus_per_engine < self.tensor_parallel:
             raise ValueError("gpus_per_engine must be at least tensor_parallel")
+
+    def answers_in(self, workspace: str) -> str:
+        """Returns the answer store's directory: `answers` with ~ and file:// resolved, else the workspace's own."""
+        return os.path.expanduser((self.answers or f"{workspace}/answers").removeprefix("file://"))
 
     def required_cpus(self) -> float:
         """CPUs that must be there at once: all engines and one partition."""
@@ -203,6 +209,8 @@ class SynthesizeConfig:
             raise ValueError("weights of kinds, difficulties and lengths must be at least 0 and not all 0")
         if self.queries < 1 or self.attempts < 1 or self.passage_max_tokens < 8:
             raise ValueError("queries and attempts must be at least 1, and passage_max_tokens at least 8")
+        if self.max_passages is not None and self.max_passages < 1:
+            raise ValueError("max_passages must be at least 1; null asks about all")
 
 
 @dataclass(frozen=True)
@@ -261,8 +269,8 @@ class RelabelConfig:
     candidates: Ref
     """The rerank stage."""
 
-    passages: Ref
-    """The curate stage: the candidates' texts."""
+    store: Ref
+    """The mine stage: its passage store holds the candidates' texts."""
 
     llm: LLMConfig
     """The judge."""
@@ -274,7 +282,7 @@ class RelabelConfig:
     """Raw logit up to which a pair is no clear positive (published threshold)."""
 
     top_k: int = 20
-    """Candidates a query that are looked at, best first (Gecko)."""
+    """Candidates a query that are looked at, best reranker score first (Gecko)."""
 
     threshold: float = 0.5
     """Least probability of "yes" that makes a candidate a positive."""

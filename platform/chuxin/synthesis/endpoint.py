@@ -12,11 +12,12 @@ import os
 from typing import Any
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed
+from chuxin.synthesis.calls import Answer, Call, CallFailed, Unanswered
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _ALTERNATIVES = 20  # the most that the standard allows
 _RETRIES = 4
+_TOO_LARGE = 413
 
 
 class EndpointClient:
@@ -36,6 +37,9 @@ class EndpointClient:
         """Raises InputError where the server cannot be reached or lacks the model."""
         try:
             names = await self._guarded(self._names)
+        except Unanswered as error:
+            raise InputError(self._url, f"the endpoint does not answer ({error})",
+                             "Start it, or raise execution.timeout") from error
         finally:
             await self.close()
         if self._model not in names:
@@ -68,6 +72,10 @@ class EndpointClient:
         return Answer(choice.message.content or "", choice.finish_reason, usage.prompt_tokens,
                       usage.completion_tokens, cached, scores)  # fmt: skip
 
+    async def probe(self, call: Call) -> None:
+        """Asks the server for its models; what its engines do is its own business."""
+        await self._guarded(self._names)
+
     async def _names(self) -> list[str]:
         return [entry.id async for entry in self._opened().models.list()]
 
@@ -85,7 +93,9 @@ class EndpointClient:
         for attempt in range(_RETRIES):
             try:
                 return await send(**options)
-            except (openai.APITimeoutError, openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            except openai.APITimeoutError as error:
+                raise Unanswered(f"no answer within {self._timeout:g} s ({_line(error)})") from error
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 raise CallFailed(_line(error)) from error
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise InputError(self._url, f"the endpoint refuses ({_line(error)})",
@@ -95,6 +105,10 @@ class EndpointClient:
                     raise InputError(self._url, f"the endpoint does not answer ({_line(error)})",
                                      "Start it or correct llm.endpoint, and run again: stored answers stay") from error
                 await asyncio.sleep(0.2 * 4**attempt)
+            except openai.APIStatusError as error:
+                if error.status_code != _TOO_LARGE:
+                    raise
+                raise CallFailed(_line(error)) from error
         raise AssertionError  # the loop returns or raises
 
 

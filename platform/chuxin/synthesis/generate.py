@@ -92,7 +92,7 @@ async def write(passage: Passage, ask: Ask, config: SynthesizeConfig) -> Written
 
     Returns:
         The row; its status is "keep" if a query is, else the reason: "fence_in_passage", an answer's reason
-        (parse.py) after all attempts, "crashes_engine", "llm_error" with the message in `error`.
+        (parse.py) after all attempts, "crashes_engine", "llm_error" with the refusal in `error`.
     """
     row = Written()
     if parse.holds_fence(passage.text):
@@ -172,6 +172,8 @@ def _queries(texts: list[str], asked: list[dict[str, Any]], orders: list[str]) -
     queries, seen = [], set()
     for text, wish in zip(texts, asked, strict=True):
         query, status = parse.clean_query(strip(text))
+        if status == KEEP and parse.holds_fence(query):
+            status = "fence_in_query"
         if status == KEEP and parse.obeyed(query, orders):
             status = "obeyed_passage"
         if status == KEEP and query in seen:

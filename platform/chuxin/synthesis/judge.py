@@ -6,15 +6,15 @@ The whole query and the whole passage reach the prompt, nothing is cut after for
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chuxin.ids import hash63, text_hash
 from chuxin.schema import KEEP
-from chuxin.synthesis.asking import Ask
+from chuxin.synthesis.asking import Ask, together
 from chuxin.synthesis.calls import CallFailed, verdict
 from chuxin.synthesis.config import JudgeConfig
+from chuxin.synthesis.parse import holds_fence
 from chuxin.synthesis.render import DOCUMENT_PROMPTS, prompt_hash
 from chuxin.synthesis.rules import fault
 
@@ -22,16 +22,17 @@ SOURCE_PREFIX = "synthetic-"
 """Stands before the passage's source in a group's: batches from one source then stay of one kind."""
 
 
-def query_id(passage_id: int, prompts: str, model: str, index: int) -> int:
+def query_id(passage_id: int, prompts: str, model: str, seed: int, index: int) -> int:
     """Returns the id of a written query.
 
     Args:
         passage_id: Of its passage.
         prompts: `prompt_hash` of its row.
         model: Identity of the LLM.
+        seed: Of the answer it stands in: two syntheses of the same passages do not share ids.
         index: Place in its row's queries.
     """
-    return hash63("synthetic", passage_id, prompts, model, index)
+    return hash63("synthetic", passage_id, prompts, model, seed, index)
 
 
 async def decide(row: Mapping[str, Any], ask: Ask, config: JudgeConfig) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ async def decide(row: Mapping[str, Any], ask: Ask, config: JudgeConfig) -> list[
         all its verdicts keep it.
     """
     tasks = [_query(row, index, written, ask, config) for index, written in enumerate(row["queries"] or ())]
-    return [entry for entries in await asyncio.gather(*tasks) for entry in entries]
+    return [entry for entries in await together(tasks) for entry in entries]
 
 
 async def _query(
@@ -51,16 +52,18 @@ async def _query(
 ) -> list[dict[str, Any]]:
     query = written["query"]
     base = {
-        "query_id": query_id(row["passage_id"], row["prompt_hash"], row["model"], index), "query": query,
-        "kind": written["kind"], "score": None, "verdict": "", "prompt_hash": "",
+        "query_id": query_id(row["passage_id"], row["prompt_hash"], row["model"], written["seed"], index),
+        "query": query, "kind": written["kind"], "score": None, "verdict": "", "prompt_hash": "",
     }  # fmt: skip
     reason = written["status"]
     if reason == KEEP:
         reason = fault(query, row["text"], config.rules)
+    if reason == KEEP and (holds_fence(query) or holds_fence(row["text"])):
+        reason = "fence"
     if reason != KEEP or not config.criteria:
         return [{**base, "criterion": "" if reason == KEEP else reason, "reason": reason}]
     verdicts = [_criterion(base, name, row["text"], ask, config.threshold) for name in config.criteria]
-    return list(await asyncio.gather(*verdicts))
+    return await together(verdicts)
 
 
 async def _criterion(base: dict[str, Any], name: str, passage: str, ask: Ask, threshold: float) -> dict[str, Any]:
@@ -102,5 +105,3 @@ def accepted(row: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]]) -> l
             "source": SOURCE_PREFIX + row["source"], "status": KEEP, "lineage": lineage,
         })  # fmt: skip
     return list(groups.values())
-
-

@@ -11,6 +11,7 @@ import asyncio
 import importlib.util
 import os
 import time
+from collections import Counter
 from typing import Any
 
 import ray
@@ -20,14 +21,17 @@ from ray.exceptions import RayActorError, RayError
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
 from chuxin.synthesis.asking import Client
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, Unanswered
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
+from chuxin.synthesis.turns import Turns
 
 # vLLM's default on CPUs is 128, and a passage of fewer tokens than a block shares nothing.
 _BLOCK = 32
 _PREFIX_CHARS = 200
 _START_TRIES = 60
+_PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
+_SILENT_SECONDS = 30.0
 
 
 class Engine:
@@ -44,9 +48,8 @@ class Engine:
         self._engine: Any = None
         self._tokenizer: Any = None
         self._choice_ids: dict[str, int] = {}
-        self._number = self._running = 0
-        self._alone = False
-        self._turn, self._starting = asyncio.Condition(), asyncio.Lock()
+        self._number = 0
+        self._turns, self._starting = Turns(), asyncio.Lock()
 
     async def start(self) -> int:
         """Starts the engine if none runs; returns the actor's process id.
@@ -63,22 +66,12 @@ class Engine:
         """Computes one call.
 
         Returns:
-            ("answer", fields of Answer), ("failed", message) or ("died", message): data, because an exception would
-            come back wrapped.
+            ("answer", fields of Answer), ("refused", message), ("unanswered", message) or ("died", message): data,
+            because an exception would come back wrapped.
         """
-        async with self._turn:
-            await self._turn.wait_for(lambda: not self._alone and not (alone and self._running))
-            self._running += 1
-            self._alone = alone
-        try:
+        async with self._turns.turn(alone):
             await self.start()
             return await self._generate(call)
-        finally:
-            async with self._turn:
-                self._running -= 1
-                if alone:
-                    self._alone = False
-                self._turn.notify_all()
 
     async def forget(self) -> None:
         """Empties the prefix cache, so that a measurement begins anew."""
@@ -116,6 +109,7 @@ class Engine:
         self._tokenizer = await found if asyncio.iscoroutine(found) else found
 
     async def _generate(self, call: Call) -> tuple[str, Any]:
+        from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._number += 1
@@ -131,14 +125,18 @@ class Engine:
             return "died", str(error)
         except TimeoutError:
             await engine.abort(name)
-            return "failed", f"no answer within {self._execution.timeout:g} s"
+            return "unanswered", f"no answer within {self._execution.timeout:g} s"
         except InputError:
             raise
         except Exception as error:  # a request that vLLM refuses must not take the others down
             if engine.errored:
                 self._drop(engine)
                 return "died", str(error)
-            return "failed", f"{type(error).__name__}: {error}"[:500]
+            cause = error.__cause__ or error  # EngineGenerateError wraps what went wrong
+            kind = "refused" if isinstance(cause, (VLLMClientError, ValueError)) else "unanswered"
+            return kind, f"{type(cause).__name__}: {cause}"[:500]
+        if result is None or result.outputs[0].finish_reason in ("abort", "error"):
+            return "unanswered", "the engine gave the request up"
         output = result.outputs[0]
         scores = self._scores(output, call) if call.choices else None
         text = output.text if not call.choices else self._tokenizer.decode(output.token_ids)
@@ -193,8 +191,17 @@ class PoolClient:
 
     async def ask(self, call: Call, alone: bool = False) -> Answer:
         """Sends one call to the engine that its first 200 characters choose."""
+        return await self._send(self._engine_of(call), call, alone)
+
+    async def probe(self, call: Call) -> None:
+        """Sends a short call to the engine that a call goes to, alone."""
+        await self._send(self._engine_of(call), _PROBE, True)
+
+    def _engine_of(self, call: Call) -> Any:
         prefix = call.messages[0]["content"][:_PREFIX_CHARS]
-        engine = self._engines[xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)]
+        return self._engines[xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)]
+
+    async def _send(self, engine: Any, call: Call, alone: bool) -> Answer:
         try:
             kind, value = await engine.generate.remote(call, alone)
         except RayActorError as error:
@@ -204,7 +211,9 @@ class PoolClient:
             raise find_input_error(error) or error from error
         if kind == "died":
             raise EngineDied(value)
-        if kind == "failed":
+        if kind == "unanswered":
+            raise Unanswered(value)
+        if kind == "refused":
             raise CallFailed(value)
         return Answer(*value)
 
@@ -231,26 +240,35 @@ class Ledger:
 
     def __init__(self, tokens: int | None, gpu_hours: float | None, gpus: float) -> None:
         self._tokens, self._gpu_hours, self._gpus = tokens, gpu_hours, gpus
-        self._spent, self._rows, self._started = 0, 0, time.monotonic()
+        self._spent, self._started = 0, time.monotonic()
+        self._rows: Counter[str] = Counter()
+        self._heard: dict[str, float] = {}
 
-    def admit(self) -> str:
-        """Returns "" and counts the row, or says why nothing more is bought."""
+    def admit(self, holder: str) -> str:
+        """Returns "" and counts the row of a partition's attempt, or says why nothing more is bought."""
         if self._tokens is not None and self._spent >= self._tokens:
             return f"the budget of {self._tokens:,} tokens is spent ({self._spent:,} bought)"
         hours = (time.monotonic() - self._started) / 3600 * self._gpus
         if self._gpu_hours is not None and hours >= self._gpu_hours:
             return f"the budget of {self._gpu_hours:g} GPU hours is spent"
-        self._rows += 1
+        self._rows[holder] += 1
+        self.beat(holder)
         return ""
 
-    def settle(self, tokens: int) -> None:
+    def settle(self, holder: str, tokens: int) -> None:
         """Counts a finished row and the tokens bought since the last."""
-        self._rows -= 1
+        self._rows[holder] -= 1
         self._spent += tokens
+        self.beat(holder)
+
+    def beat(self, holder: str) -> None:
+        """Notes that a partition's attempt lives."""
+        self._heard[holder] = time.monotonic()
 
     def busy(self) -> int:
-        """Returns the rows admitted and not finished."""
-        return self._rows
+        """Returns the rows admitted and not finished, without those of attempts not heard of: they were killed."""
+        since = time.monotonic() - _SILENT_SECONDS
+        return sum(rows for holder, rows in self._rows.items() if self._heard[holder] >= since)
 
 
 class LLMPool:

@@ -6,6 +6,7 @@ ones, and those that did what a passage told them to. Leaves out: asking again (
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ _LABEL = re.compile(
     r"(?:查询|问题|搜索查询|标题|关键词|query|question)\s*\d{0,2}\s*[：:]\s*|\d{1,2}[.、．]\s*(?=\D)", re.IGNORECASE
 )
 _QUOTES = {"“": "”", '"': '"', "「": "」", "『": "』", "'": "'", "‘": "’"}
+_CONTROL = re.compile(r"[<＜][|｜][^|｜]{1,40}[|｜][>＞]")
 _PLACEHOLDER = re.compile(r"[\s….。·\-—_]*")
 
 
@@ -54,11 +56,11 @@ def read_object(text: str, finish: str = "stop") -> Parsed:
         return Parsed(None, "empty")
     start = text.find("{")
     if start >= 0:
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # the reasons below say what it is instead
             value, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
+            # Half a surrogate pair is no text, and fails here; so do 5,000 digits and 10,000 brackets above.
+            json.dumps(value, ensure_ascii=False).encode()
             return Parsed(value, KEEP)
-        except json.JSONDecodeError:
-            pass  # the reasons below say what it is instead
     if _REFUSAL.match(text):
         return Parsed(None, "refusal")
     return Parsed(None, "cut" if finish == "length" else "not_json")
@@ -126,9 +128,11 @@ def clean_query(query: str) -> Parsed:
     return Parsed(query, "refusal") if _REFUSAL.match(text) else Parsed(text, KEEP)
 
 
-def holds_fence(passage: str) -> bool:
-    """True for a passage that holds the marks around documents: it could end its own and speak as the prompt."""
-    return any(mark in passage for mark in FENCE)
+def holds_fence(text: str) -> bool:
+    """True for a passage or query that holds the marks around documents, or what chat templates mark turns with
+    (<|im_end|>, also in full width, as some models have it): it could end its own place and speak as the prompt.
+    """
+    return any(mark in text for mark in FENCE) or _CONTROL.search(text) is not None
 
 
 def injections(passage: str) -> list[str]:

@@ -28,6 +28,7 @@ from chuxin.ids import text_hash
 from chuxin.models.location import local_directory
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, SYNTHETIC
+from chuxin.search.store import PassageStore, shard_paths
 from chuxin.synthesis import gate as gates
 from chuxin.synthesis.asking import Ask
 from chuxin.synthesis.config import (
@@ -156,7 +157,7 @@ def _write(
     async def work(passage: Passage, ask: Ask) -> Written:
         return await write(passage, ask, config)
 
-    written, counts = crew.run(passages, work, lambda _, error: Written(status="error", error=repr(error)[:500]))
+    written, counts = crew.run(passages, work, lambda _, error: Written(status="llm_error", error=str(error)))
     prompts = hash_of_prompts(config)
     rows = [{**passage._asdict(), **vars(row), "model": crew.model, "prompt_hash": prompts}
             for passage, row in zip(passages, written, strict=True)]  # fmt: skip
@@ -206,7 +207,7 @@ def _judge(config: JudgeConfig, crew: Crew, key: str, item: Mapping[str, Any], a
     async def work(row: dict[str, Any], ask: Ask) -> tuple[list[dict[str, Any]], str]:
         return await decide(row, ask, config), row["status"]
 
-    judged, counts = crew.run(rows, work, lambda _, error: ([], "error: " + repr(error)[:200]))
+    judged, counts = crew.run(rows, work, lambda _, error: ([], f"llm_error: {error}"[:200]))
     table, groups = [], []
     queries, drops, histogram = 0, Counter[str](), np.zeros(20, np.int64)
     for row, (verdicts, status) in zip(rows, judged, strict=True):
@@ -233,35 +234,43 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
     """Asks an LLM about the candidates that the reranker is unsure of.
 
     Raises:
-        InputError: The candidates have no reranker scores, a passage of theirs is missing, the LLM cannot be had, or
-            the budget is spent.
+        InputError: No candidate has a reranker score, the passage store is missing or lacks a passage, the LLM cannot
+            be had, or the budget is spent.
     """
     work = {key: part._asdict() for key, part in slices(_artifact(ctx, config.candidates).parts("candidates"))}
-    files = _artifact(ctx, config.passages).parts("passages")
+    shards = shard_paths(_artifact(ctx, config.store))
+    if not shards:
+        raise InputError(f"{ctx.name}: {config.store}", "it holds no passage store", "Name the mine stage as `store`")
     directory = local_directory(ctx.resolve(config.llm.model))
     with _crew(ctx, config.llm, config.execution) as crew:
-        ctx.draft.map(work, partial(_relabel, config, crew, directory, files), name=ctx.name,
+        ctx.draft.map(work, partial(_relabel, config, crew, directory, shards), name=ctx.name,
                       num_cpus=config.execution.num_cpus)  # fmt: skip
         model = crew.model
+    done = ctx.draft.committed()
+    counts = sum((Counter(done[key]["facts"].get(key, {})) for key in work), Counter[str]())
+    if counts["candidates"] and not counts["candidates_scored"]:
+        raise InputError(f"{ctx.name}: {config.candidates}", "no candidate has a score of a reranker",
+                         "Name the rerank stage in `candidates`")
     _summary(ctx, {"model": model, "prompt_hash": prompt_hash("answered")}, list(work))
 
 
 def _relabel(
-    config: RelabelConfig, crew: Crew, directory: str, files: list[str], key: str, item: Mapping[str, Any],
+    config: RelabelConfig, crew: Crew, directory: str, shards: Sequence[str], key: str, item: Mapping[str, Any],
     attempt: Attempt,
 ) -> None:
     rows = Slice(**item).read().to_pylist()
+    places = [uncertain(row["candidates"], config) for row in rows]
+    cutter = Cutter(directory, config.passage_max_tokens)
+    wanted = {row["candidates"][p]["text_hash"] for row, found in zip(rows, places, strict=True) for p in found}
+    own = (p for row in rows for p in (*row["positives"], *row["negatives"]))  # these need not stand in the corpus
+    texts = {p["text_hash"]: cutter.cut(p["text"]) for p in own if p["text_hash"] in wanted}
+    mined = sorted(wanted - texts.keys())
     try:
-        places = [uncertain(row["candidates"], config) for row in rows]
-    except ValueError as error:
-        raise InputError(f"{key}: {config.candidates}", str(error), "Name the rerank stage in `candidates`") from error
-    wanted = {row["candidates"][p]["passage_id"] for row, found in zip(rows, places, strict=True) for p in found}
-    texts = _texts(files, wanted, Cutter(directory, config.passage_max_tokens))
-    own = {p["passage_id"] for row in rows for p in (*row["positives"], *row["negatives"])}
-    missing = wanted - texts.keys() - own
-    if missing:
-        raise InputError(f"{key}: {config.passages}", f"it lacks {len(missing)} candidates' passages ({min(missing)})",
-                         "Name the curate stage that was mined")
+        held = PassageStore(shards).texts(np.array(mined, np.int64))
+    except KeyError as error:
+        raise InputError(f"{key}: {config.store}", f"it lacks a candidate's passage ({error.args[0]})",
+                         "Name the mine stage whose candidates these are") from error
+    texts |= dict(zip(mined, map(cutter.cut, held), strict=True))
 
     async def work(pair: tuple[dict[str, Any], list[int]], ask: Ask) -> list[str | None]:
         return await ask_about(*pair, texts, ask, config)
@@ -272,42 +281,36 @@ def _relabel(
     for (row, found), given in zip(pairs, labels, strict=True):
         for place, label in zip(found, given, strict=True):
             row["candidates"][place]["relabel"] = label
-            said[f"relabel_{label or 'failed'}"] += 1
+            said[f"relabel_{label or 'refused'}"] += 1
+        said["candidates"] += len(row["candidates"])
+        said["candidates_scored"] += sum(c["rerank"] is not None for c in row["candidates"])
     attempt.write("candidates", [columns(rows, CANDIDATES)], CANDIDATES, "query_id")
     attempt.count(len(rows), len(rows), facts={key: {**counts, **said}})
-
-
-def _texts(files: list[str], wanted: set[int], cutter: Cutter) -> dict[int, str]:
-    """Reads the wanted passages' texts, a row group at a time."""
-    values = pa.array(sorted(wanted), pa.int64())
-    texts: dict[int, str] = {}
-    for _, part in slices(files):
-        if len(texts) == len(wanted):
-            break
-        table = part.read(("passage_id", "text"))
-        table = table.filter(pc.is_in(table["passage_id"], value_set=values))
-        texts |= {i: cutter.cut(t) for i, t in zip(*(table[c].to_pylist() for c in table.column_names), strict=True)}
-    return texts
 
 
 @contextlib.contextmanager
 def _crew(ctx: Context, llm: LLMConfig, execution: LLMExecution) -> Iterator[Crew]:
     """The LLM of a stage, with the identity that its answers are stored under."""
     workspace = os.path.dirname(ctx.draft.uri)
-    answers = execution.answers or f"{workspace}/answers"
+    answers = execution.answers_in(workspace)
     if not is_local(answers):
         raise InputError(f"{ctx.name}.execution.answers", f"the answer store must be a local directory, not {answers}",
                          "Give execution.answers a directory that all nodes reach")
+    if execution.answers and not os.path.isabs(answers):
+        # Workers do not stand where the driver does: each would keep answers in a place of its own.
+        raise InputError(f"{ctx.name}.execution.answers", f"the answer store's path {answers} is relative",
+                         "Give it from / or ~ on")
     path = ctx.resolve(llm.model)
     model = _identity(workspace, llm.model, path, llm)
     with LLMPool(path, llm, execution) as pool:
-        yield Crew(pool.client, pool.ledger, model, os.path.abspath(answers.removeprefix("file://")), execution)
+        yield Crew(pool.client, pool.ledger, model, os.path.abspath(answers), execution)
 
 
 def _identity(workspace: str, ref: ModelRef, path: str, llm: LLMConfig) -> str:
-    """A name to read, and a hash of what decides the answers: the checkpoint's content, or the name at an endpoint."""
-    if llm.served_name is not None:
-        return f"endpoint:{llm.served_name}"
+    """A name to read, and a hash of what decides the answers: the checkpoint's content, or the endpoint's URL."""
+    if llm.endpoint is not None:
+        # Hashed, not shown: a URL may hold a password, and this name stands in every row.
+        return f"endpoint:{llm.served_name}@{xxhash.xxh3_64_hexdigest(llm.endpoint.rstrip('/').encode())[:12]}"
     known = Identities(workspace)
     content = known.identify(path, True, "llm", [])
     known.remember()

@@ -1,16 +1,15 @@
 """Candidates that the reranker is unsure of → an LLM's yes or no (Gecko, Lee et al. 2024; RLHN asks likewise).
 
-Only pairs of the first `top_k` whose raw reranker logit lies between the thresholds are asked about: what is clearly
+Only pairs of the reranker's first `top_k` whose raw logit lies between the thresholds are asked about: what is clearly
 good or bad costs nothing. Leaves out: what follows from the label (the select stage).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from chuxin.synthesis.asking import Ask
+from chuxin.synthesis.asking import Ask, together
 from chuxin.synthesis.calls import CallFailed
 from chuxin.synthesis.config import RelabelConfig
 from chuxin.synthesis.judge import yes
@@ -20,21 +19,14 @@ PROMPT = "answered"
 """The judge's question, so that an answer given there is not bought again."""
 
 
-def uncertain(candidates: Iterable[Mapping[str, Any]], config: RelabelConfig) -> list[int]:
-    """Returns the places of the candidates to ask about, among the first `top_k` of a query's.
+def uncertain(candidates: Sequence[Mapping[str, Any]], config: RelabelConfig) -> list[int]:
+    """Returns the places of the candidates to ask about: those of the band among the `top_k` of best score.
 
-    Raises:
-        ValueError: A candidate has no reranker score.
+    Candidates without a score (the rerank stage scores only so many) are not among them.
     """
-    places = []
-    for place, candidate in enumerate(candidates):
-        if place == config.top_k:
-            break
-        if candidate["rerank"] is None:
-            raise ValueError("a candidate has no `rerank` score: give the rerank stage's artifact")
-        if config.low <= candidate["rerank"] <= config.high:
-            places.append(place)
-    return places
+    scored = [place for place, candidate in enumerate(candidates) if candidate["rerank"] is not None]
+    best = sorted(scored, key=lambda place: -candidates[place]["rerank"])[: config.top_k]
+    return [place for place in best if config.low <= candidates[place]["rerank"] <= config.high]
 
 
 async def relabel(
@@ -45,19 +37,18 @@ async def relabel(
     Args:
         row: The row.
         places: Places of the candidates to ask about.
-        texts: Passages by id; of a given one the row's own text counts.
+        texts: Passages by text_hash, cut.
         ask: The LLM.
         config: The threshold.
 
     Returns:
-        For each place "yes", "no", or None where the call failed: the reranker's score then decides alone.
+        For each place "yes", "no", or None where the pair cannot be shown or was refused: the reranker's score then
+        decides alone.
     """
-    own = {p["passage_id"]: p["text"] for p in (*row["positives"], *row["negatives"])}
 
     async def one(place: int) -> str | None:
-        identifier = row["candidates"][place]["passage_id"]
-        text = own.get(identifier) or texts[identifier]
-        if holds_fence(text):
+        text = texts[row["candidates"][place]["text_hash"]]
+        if holds_fence(text) or holds_fence(row["query"]):
             return None
         try:
             score, _ = await yes(PROMPT, ask, passage=text, query=row["query"])
@@ -65,4 +56,4 @@ async def relabel(
             return None
         return "yes" if score >= config.threshold else "no"
 
-    return list(await asyncio.gather(*map(one, places)))
+    return await together(map(one, places))

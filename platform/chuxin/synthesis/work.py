@@ -1,23 +1,31 @@
 """Rows of one partition at work at once: a bounded number, their results in order, a budget, an open answer store.
 
-Leaves out: what is done with a row (generate.py, judge.py, relabel.py) and which rows there are (pipeline.py).
+A row that found no answer for a reason that may pass has no result, and a partition with one is not committed: its
+rerun asks again, and finds all other answers stored. Leaves out: what is done with a row (generate.py, judge.py,
+relabel.py) and which rows there are (pipeline.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from chuxin.errors import InputError
 from chuxin.synthesis.asking import Ask, Asking, Client
+from chuxin.synthesis.calls import CallFailed
 from chuxin.synthesis.config import LLMExecution
 from chuxin.synthesis.store import AnswerStore
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.05
+_BEAT_SECONDS = 1.0
+_MOST_LOST = 16
+"""Rows without an answer after which a partition asks no further: whatever it is, it has not passed."""
 
 
 class Crew(NamedTuple):
@@ -34,44 +42,46 @@ class Crew(NamedTuple):
 
     def run(
         self, rows: Sequence[Row], work: Callable[[Row, Ask], Awaitable[Result]],
-        failed: Callable[[Row, Exception], Result],
+        failed: Callable[[Row, CallFailed], Result],
     ) -> tuple[list[Result], Counter[str]]:
         """Works on rows, `execution.concurrency` at once.
 
         Args:
             rows: All rows of the partition.
             work: What is done with one.
-            failed: The result of a row whose work raised: that row's status, not the partition's end.
+            failed: The result of a row whose request was refused: that row's status, not the partition's end.
 
         Returns:
             The results in the rows' order, and counts of calls and tokens.
 
         Raises:
-            InputError: The budget is spent, the disk is full or the LLM is out of reach. Rows in work are finished
-                first, and every answer bought is stored.
+            InputError: The budget is spent, the disk is full, the LLM is out of reach, or a row failed otherwise than
+                by a refusal. Rows in work are finished first, and every answer bought is stored.
         """
         with AnswerStore(self.answers) as store:
             asking = Asking(self.client, store, self.model, self.execution.max_crashes)
             results = asyncio.run(self._all(rows, work, failed, asking))
+            asking.settle()
             asking.counts["answers_torn"] = len(store.torn)
         return results, +asking.counts
 
     async def _all(
         self, rows: Sequence[Row], work: Callable[[Row, Ask], Awaitable[Result]],
-        failed: Callable[[Row, Exception], Result], asking: Asking,
+        failed: Callable[[Row, CallFailed], Result], asking: Asking,
     ) -> list[Result]:
         results: list[Any] = [None] * len(rows)
         left = iter(range(len(rows)))
         stop: list[InputError] = []
-        settled = 0
+        lost: list[Exception] = []
+        settled, holder = 0, uuid.uuid4().hex
 
         async def worker() -> None:
             nonlocal settled
             for place in left:
-                if stop:
+                if stop or len(lost) >= _MOST_LOST:
                     return
                 if self.ledger is not None:
-                    reason = await self.ledger.admit.remote()
+                    reason = await self.ledger.admit.remote(holder)
                     if reason:
                         remedy = "Run again with a new budget: what was bought is stored and is not bought twice"
                         stop.append(InputError("budget", reason, remedy))
@@ -80,24 +90,49 @@ class Crew(NamedTuple):
                     results[place] = await work(rows[place], asking)
                 except InputError as error:
                     stop.append(error)
-                except Exception as error:
+                except CallFailed as error:
                     results[place] = failed(rows[place], error)
+                except Exception as error:
+                    lost.append(error)
                 finally:
                     if self.ledger is not None:
                         bought = asking.counts["prompt_tokens_bought"] + asking.counts["output_tokens_bought"]
                         owed, settled = bought - settled, bought
-                        await self.ledger.settle.remote(owed)
+                        await self.ledger.settle.remote(holder, owed)
+
+        async def beat() -> None:
+            while self.ledger is not None:
+                await self.ledger.beat.remote(holder)
+                await asyncio.sleep(_BEAT_SECONDS)
+
+        beating = asyncio.create_task(beat())
 
         try:
             await asyncio.gather(*(worker() for _ in range(min(self.execution.concurrency, len(rows)))))
         finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
             close = getattr(self.client, "close", None)
             if close is not None:
                 await close()
         if stop:
             # The first partition to say so ends the stage: wait until the others have stored what they had asked for.
-            async with asyncio.timeout(self.execution.timeout):
-                while self.ledger is not None and await self.ledger.busy.remote():
-                    await asyncio.sleep(_POLL_SECONDS)
+            # One that takes longer than a request may loses what it has in work; why all stop is said in any case.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.execution.timeout):
+                    while self.ledger is not None and await self.ledger.busy.remote():
+                        await asyncio.sleep(_POLL_SECONDS)
             raise stop[0]
+        if lost:
+            raise _unanswered(lost, len(rows))
         return results
+
+
+def _unanswered(lost: list[Exception], rows: int) -> InputError:
+    causes = Counter(f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"[:200].rstrip(". ") for e in lost)
+    (cause, number), *_ = causes.most_common(1)
+    more = f" and {len(lost) - number} others" if len(lost) > number else ""
+    error = InputError("the LLM", f"{len(lost)} of a partition's {rows} rows got no answer ({number} × {cause}{more})",
+                       "Repair the cause and run again: answers that came are stored, only these are asked again")
+    error.__cause__ = lost[0]
+    return error

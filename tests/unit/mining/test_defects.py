@@ -82,6 +82,32 @@ def test_defect_membership_is_by_exact_string() -> None:
     assert [(c["passage_id"], c["given"], c["dense_rank"]) for c in found] == [(1, True, 1), (14, False, 4)]
 
 
+def test_defect_the_uncut_document_comes_back_as_a_positive(tmp_path: Path) -> None:
+    # An LLM saw the cut text and wrote the query; the store holds the document uncut too, under the same passage id.
+    cut, whole = "老师在北京学习做菜。", "老师在北京学习做菜。傍晚才回来,第二天又去了。"
+    rows = [group(0, "谁学做菜", [passage(1, cut)], [], source="synthetic-s"),
+            group(1, "谁傍晚回来", [passage(9, "别的")], [])]
+    names, texts = np.array([[1, 1, 2]] * 2), [whole, cut, "医生"]
+    published = [name for name, text in zip(names[0], texts, strict=True) if text not in (cut, "谁学做菜")]
+    assert published == [1, 2]
+    scores = np.array([[0.9, 0.8, 0.7]] * 2, np.float32)
+    hashes = np.array([list(map(text_hash, texts))] * 2)
+    hits = {"dense": Hits(scores, names, hashes, scores), "bm25": Hits(scores + 5, names, hashes, scores)}
+    own_hashes = np.array([text_hash(cut), text_hash("别的")])
+    own = Given(np.array([0, 1]), np.array([1, 9]), own_hashes, np.array([True, True]))
+    table = join_miners(pa.Table.from_pylist(rows, GROUPS), own, np.array([0.8, 0.1], np.float32), hits)
+    first, second = table["candidates"].to_pylist()
+    assert [(c["passage_id"], c["text_hash"], c["given"], c["dense_rank"], c["bm25_rank"]) for c in first] == [
+        (1, text_hash(cut), True, 2, 2), (2, text_hash("医生"), False, 3, 3)]  # fmt: skip
+    assert [c["text_hash"] for c in second][:3] == hashes[0].tolist()  # to any other query it is a passage like others
+
+    # Nor does it come in by the draw from the whole store, passages 1 to 5 of the texts p1 to p5.
+    row = {**scored_group({}, {}), "positives": [passage(3, "p3, cut")]}
+    rules = dataclasses.replace(RULES, negatives=dataclasses.replace(RULES.negatives, random_fill=True))
+    groups, _, _ = select_table(candidates_table([row]), store(tmp_path, [*range(1, 6)]), rules, "f")
+    assert {p["passage_id"] for p in groups.to_pylist()[0]["negatives"]} == {1, 2, 4, 5}
+
+
 class Counting(torch.nn.Module):
     """Counts the tokens of forward passes; a pair's score is its number of tokens."""
 

@@ -239,6 +239,33 @@ def test_selecting_by_scores_that_are_not_there_is_refused(tmp_path: Path, mined
     assert scores and all(-1.001 <= score <= 1.001 for score in scores)
 
 
+def test_selecting_nothing_is_refused_with_the_reasons(tmp_path: Path, mined: Artifact) -> None:
+    bounds = {"positives": PositiveRule(above=None), "negatives": NegativeRule(1, 30, below=-9.0)}
+    config = SelectConfig("mine", "mine", seed=1, score="dense", **bounds)
+    for _ in range(2):  # the second finds all partitions done, and must not commit either
+        with pytest.raises(InputError, match="select: mine: no group is kept: 20 no_negative"):
+            run(tmp_path, "select", pipeline.select, config, {"mine": mined})
+    assert not (tmp_path / "select" / "manifest.json").exists()
+
+
+def test_ranks_of_a_miner_that_did_not_run_are_refused(tmp_path: Path, mined: Artifact) -> None:
+    bounds = {"positives": PositiveRule(above=None), "negatives": NegativeRule(1, 30, below=None)}
+    config = SelectConfig("mine", "mine", seed=1, score="dense", **bounds)
+    for number, (change, where) in enumerate([({"rank_by": "sparse"}, "select.rank_by"),
+                                              ({"round_trip": {"bm25": 20, "sparse": 9}}, "select.round_trip.sparse")]):
+        changed = dataclasses.replace(config, **change)
+        with pytest.raises(InputError, match=f"{where}: no candidate of mine has a rank by sparse"):
+            run(tmp_path / str(number), "select", pipeline.select, changed, {"mine": mined})
+    allowed = dataclasses.replace(config, rank_by="bm25", round_trip={"dense": 30})
+    assert run(tmp_path, "select", pipeline.select, allowed, {"mine": mined}).manifest["rows_out"]
+
+
+def test_a_block_of_queries_is_no_table_of_groups(mined: Artifact) -> None:
+    # Whoever looks for groups by the table's name (jobs/why.py) must find rows with a status.
+    tables = {table for part in mined.partitions() for table in part["tables"]}
+    assert tables == {"own", "block", "candidates"}
+
+
 def test_a_store_that_is_none_is_refused(tmp_path: Path, mined: Artifact, reranker: str) -> None:
     empty = Artifact(mined.uri)
     empty.manifest = {**mined.manifest, "partitions": [p for p in mined.partitions() if "store" not in p["key"]]}

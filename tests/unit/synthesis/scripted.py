@@ -4,19 +4,22 @@ import json
 import re
 from collections import Counter
 
-from chuxin.synthesis.calls import Answer, Call
+from chuxin.synthesis.calls import Answer, Call, EngineDied
 from chuxin.synthesis.render import FENCE, NO, YES
 
 Reply = str | Exception
 
 
 class ScriptedLLM:
-    """A client. `reply(call)` gives the answer's text, a verdict's probability, or an exception to raise."""
+    """A client. `reply(call)` gives the answer's text, a verdict's probability, or an exception to raise; `dead` tells
+    whether the engine dies of a probe too.
+    """
 
     def __init__(self, reply=None) -> None:
         self.reply = reply or good
         self.sent: Counter[str] = Counter()
-        self.alone = 0
+        self.alone = self.probes = 0
+        self.dead = lambda: False
         self.seeds: list[int] = []
 
     async def ask(self, call: Call, alone: bool = False) -> Answer:
@@ -32,6 +35,11 @@ class ScriptedLLM:
             scores = {YES: math.log(said), NO: math.log(1 - said)}
             return Answer(YES if said >= 0.5 else NO, "stop", 50, 1, 0, scores)
         return Answer(said, "stop", 100, len(said))
+
+    async def probe(self, call: Call) -> None:
+        self.probes += 1
+        if self.dead():
+            raise EngineDied("it is gone again")
 
 
 def document(call: Call) -> str:

@@ -4,11 +4,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedLLM, good
+from scripted import ScriptedLLM, document, good
 
+import chuxin.synthesis.asking as asking_module
+import chuxin.synthesis.llm as llm_module
 from chuxin.errors import InputError
 from chuxin.synthesis.asking import Asking
-from chuxin.synthesis.calls import CallFailed, EngineDied, key, seed_of, verdict, writing
+from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, key, seed_of, verdict, writing
 from chuxin.synthesis.config import LLMExecution, Sampling
 from chuxin.synthesis.render import query_schema
 from chuxin.synthesis.store import AnswerStore
@@ -26,7 +28,10 @@ def ask(client: ScriptedLLM, folder: Path, *calls) -> tuple[list, dict]:
 
     with AnswerStore(str(folder)) as store:
         asking = Asking(client, store, "m", max_crashes=2)
-        return asyncio.run(run(asking)), dict(asking.counts)
+        results = asyncio.run(run(asking))
+        if not any(isinstance(result, InputError) for result in results):
+            asking.settle()
+        return results, dict(asking.counts)
 
 
 def test_a_stored_answer_is_not_sent_again(tmp_path: Path) -> None:
@@ -74,9 +79,64 @@ def test_a_row_that_shared_a_dying_engine_is_not_blamed(tmp_path: Path) -> None:
     assert isinstance(poisoned, CallFailed) and str(poisoned) == "crashes_engine"
     assert neighbour.text and other.text
     assert client.alone == 3 and counts["calls_quarantined"] == 1 and counts["engine_deaths"] == 4
+    assert client.probes == 2  # the engine answers others each time: it is the call
     # The quarantine is stored: the next run does not crash engines again.
     (poisoned,), counts = ask(client, tmp_path, call("毒"))
     assert isinstance(poisoned, CallFailed) and counts == {"calls_stored": 1}
+
+
+def test_rows_with_one_call_get_the_same_of_it(tmp_path: Path) -> None:
+    client = ScriptedLLM(lambda given: EngineDied("poison"))
+    both, _ = ask(client, tmp_path, call(), call())
+    again, _ = ask(ScriptedLLM(), tmp_path, call())
+    assert [(type(e), str(e)) for e in (*both, *again)] == [(CallFailed, "crashes_engine")] * 3
+
+
+def test_an_engine_that_dies_of_itself_blames_no_row(tmp_path: Path) -> None:
+    client = ScriptedLLM(lambda given: EngineDied("no memory"))
+    client.dead = lambda: True
+    (told,), counts = ask(client, tmp_path, call())
+    assert isinstance(told, InputError) and "not even 3 short calls: no memory" in str(told)
+    assert "calls_quarantined" not in counts
+    (answer,), counts = ask(ScriptedLLM(), tmp_path, call())
+    assert answer.text and counts["calls_bought"] == 1
+    # Deaths of its own in between are not counted either: two of the call are what it takes.
+    probes = iter([True, True, False, False])
+    client.dead = lambda: next(probes)
+    (told,), counts = ask(client, tmp_path, call("别"))
+    assert str(told) == "crashes_engine" and counts["engine_deaths"] == 5 and counts["probes_failed"] == 2
+
+
+def test_quarantines_in_a_row_stop_and_are_not_kept(tmp_path: Path) -> None:
+    client = ScriptedLLM(lambda given: EngineDied("a bad card"))
+    told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(3)))
+    assert sum(isinstance(e, InputError) for e in told) == 1 and counts["calls_quarantined"] == 3
+    assert "3 requests in a row" in str(next(e for e in told if isinstance(e, InputError)))
+    answers, counts = ask(ScriptedLLM(), tmp_path, *(call(str(i)) for i in range(3)))
+    assert all(a.text for a in answers) and counts == {**counts, "calls_bought": 3}
+    # An answer between two shows that the engine is sound: then each is its own fault.
+    bad = "0", "2", "4", "6"
+    client = ScriptedLLM(lambda given: EngineDied("x") if document(given) in bad else good(given))
+    told = [ask(client, tmp_path / "other", call(str(i)))[0][0] for i in range(8)]
+    assert [i for i, e in enumerate(told) if isinstance(e, CallFailed)] == [0, 2, 4, 6]
+
+
+def test_a_request_without_an_answer_is_sent_again_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking_module, "_PAUSE_SECONDS", 0.0)
+    for error in (Unanswered("no answer within 600 s"), ConnectionResetError("gone")):
+        replies = iter([error, error, good(call())])
+        (answer,), counts = ask(ScriptedLLM(lambda given: next(replies)), tmp_path / repr(error), call())  # noqa: B023
+        assert answer.text and counts["calls_unanswered"] == 2
+        client = ScriptedLLM(lambda given: error)  # noqa: B023
+        (told,), _ = ask(client, tmp_path / "never", call())
+        assert told is error and client.sent["query"] == 3
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    (answer,), _ = ask(ScriptedLLM(lambda given: "甲\ud83d乙\ud83d\ude00"), tmp_path, call())
+    assert answer.text == "甲\ufffd乙😀"
+    (again,), counts = ask(ScriptedLLM(), tmp_path, call())
+    assert again.text == answer.text and counts == {"calls_stored": 1}
 
 
 def test_a_refused_request_is_that_rows_and_is_not_stored(tmp_path: Path) -> None:
@@ -91,9 +151,9 @@ class Ledger:
     """An actor's methods, here: `.remote` returns what can be awaited."""
 
     def __init__(self, rows: int) -> None:
-        self.left, self.busy_rows, self.tokens = rows, 0, 0
-        methods = (self._admit, self._settle, lambda: self.busy_rows)
-        self.admit, self.settle, self.busy = map(self.Method, methods)
+        self.left, self.busy_rows, self.tokens, self.beats = rows, 0, 0, 0
+        methods = (self._admit, self._settle, lambda: self.busy_rows, self._beat)
+        self.admit, self.settle, self.busy, self.beat = map(self.Method, methods)
 
     class Method:
         def __init__(self, f) -> None:
@@ -103,12 +163,15 @@ class Ledger:
             await asyncio.sleep(0)
             return self.f(*arguments)
 
-    def _admit(self) -> str:
+    def _admit(self, holder: str) -> str:
         self.left -= 1
         self.busy_rows += self.left >= 0
         return "" if self.left >= 0 else "the budget of 10 tokens is spent"
 
-    def _settle(self, tokens: int) -> None:
+    def _beat(self, holder: str) -> None:
+        self.beats += 1
+
+    def _settle(self, holder: str, tokens: int) -> None:
         self.busy_rows -= 1
         self.tokens += tokens
 
@@ -122,18 +185,59 @@ def test_a_spent_budget_stops_and_keeps_what_was_bought(tmp_path: Path) -> None:
     crew = Crew(client, ledger, "m", str(tmp_path), LLMExecution(concurrency=3))
     with pytest.raises(InputError, match="budget of 10 tokens is spent"):
         crew.run(rows, work, lambda row, error: "")
-    assert client.sent["query"] == 5 and ledger.busy_rows == 0 and ledger.tokens > 0
+    assert client.sent["query"] == 5 and ledger.busy_rows == 0 and ledger.tokens > 0 and ledger.beats
     results, counts = crew._replace(ledger=None).run(rows, work, lambda row, error: "")
     assert counts["calls_stored"] == 5 and client.sent["query"] == 20 and all(results)
 
 
-def test_a_row_that_raises_is_that_rows_result(tmp_path: Path) -> None:
+def test_rows_of_others_that_never_end_do_not_change_why_it_stops(tmp_path: Path) -> None:
+    ledger = Ledger(0)
+    ledger.busy_rows = 1
+    crew = Crew(ScriptedLLM(), ledger, "m", str(tmp_path), LLMExecution(timeout=0.1))
+    with pytest.raises(InputError, match="budget of 10 tokens is spent"):
+        crew.run(["a"], lambda text, ask: ask(call(text)), lambda row, error: None)
+
+
+def test_the_ledger_forgets_rows_of_partitions_that_fell_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(llm_module.time, "monotonic", lambda: now[0])
+    ledger = llm_module.Ledger(10, None, 1)
+    assert [ledger.admit("killed"), ledger.admit("a"), ledger.admit("a")] == [""] * 3 and ledger.busy() == 3
+    ledger.settle("a", 10)
+    assert "10 tokens is spent" in ledger.admit("b") and ledger.busy() == 2
+    now[0] += 40
+    ledger.beat("a")
+    assert ledger.busy() == 1
+    ledger.settle("a", 0)
+    assert ledger.busy() == 0
+
+
+def test_a_refused_row_has_a_result_and_a_row_without_an_answer_stops_the_partition(tmp_path: Path) -> None:
     async def work(number: int, ask) -> int:
         if number == 3:
-            raise ValueError("no")
-        await asyncio.sleep(0.001 * (5 - number))
+            raise CallFailed("too long")
+        if number in broken:
+            raise ZeroDivisionError("no engine")
+        await ask(call(str(number)))
         return number
 
-    crew = Crew(ScriptedLLM(), None, "m", str(tmp_path), LLMExecution(concurrency=4))
-    results, _ = crew.run(range(5), work, lambda row, error: -row)
-    assert results == [0, 1, 2, -3, 4]
+    client, broken = ScriptedLLM(), {4, 5}
+    crew = Crew(client, None, "m", str(tmp_path), LLMExecution(concurrency=4))
+    with pytest.raises(InputError, match="2 of a partition's 8 rows got no answer .2 × ZeroDivisionError: no engine"):
+        crew.run(range(8), work, lambda row, error: -row)
+    assert client.sent["query"] == 5
+    broken.clear()
+    results, counts = crew.run(range(8), work, lambda row, error: -row)
+    assert results == [0, 1, 2, -3, 4, 5, 6, 7] and (counts["calls_stored"], counts["calls_bought"]) == (5, 2)
+
+
+def test_a_partition_asks_no_further_where_nothing_answers(tmp_path: Path) -> None:
+    async def work(number: int, ask) -> None:
+        begun.append(number)
+        raise ConnectionError
+
+    begun: list[int] = []
+    crew = Crew(ScriptedLLM(), None, "m", str(tmp_path), LLMExecution(concurrency=1))
+    with pytest.raises(InputError, match="16 of a partition's 100 rows"):
+        crew.run(range(100), work, lambda *_: None)
+    assert len(begun) == 16

@@ -3,14 +3,16 @@
 import asyncio
 import json
 import math
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import CallFailed, verdict, writing
+from chuxin.synthesis.calls import CallFailed, Unanswered, verdict, writing
 from chuxin.synthesis.config import Sampling
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.render import query_schema
@@ -27,6 +29,12 @@ class Server(ThreadingHTTPServer):
         self.statuses: list[int] = []
         self.alternatives = {"是": math.log(0.7), "否": math.log(0.1), "我": math.log(0.05)}
         self.keys: set[str] = set()
+        self.wait = 0.0
+
+    def handle_error(self, *given: object) -> None:
+        """A client that does not wait hangs up: nothing to print."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*given)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server.sent.append(body)
         server.keys.add(self.headers["Authorization"])
+        time.sleep(server.wait)
         status = server.statuses.pop(0) if server.statuses else 200
         if status != 200:
             self.reply(status, {"error": {"message": f"status {status}", "type": "x"}})
@@ -73,9 +82,9 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def ask(server: Server, *calls):
+def ask(server: Server, *calls, timeout: float = 10):
     async def run() -> list:
-        client = EndpointClient(f"http://127.0.0.1:{server.server_port}/v1", "qwen", 10)
+        client = EndpointClient(f"http://127.0.0.1:{server.server_port}/v1", "qwen", timeout)
         try:
             return [await client.ask(call) for call in calls]
         finally:
@@ -114,9 +123,32 @@ def test_failures_are_the_rows_or_the_users(server: Server) -> None:
     server.statuses = [400]
     with pytest.raises(CallFailed, match="status 400"):
         ask(server, WRITING)
+    for status in (413, 422):
+        server.statuses = [status]
+        with pytest.raises(CallFailed, match=f"status {status}"):
+            ask(server, WRITING)
     server.statuses = [401]
     with pytest.raises(InputError, match="refuses"):
         ask(server, WRITING)
+
+
+def test_a_server_that_is_slow_refuses_nothing(server: Server) -> None:
+    server.wait = 0.5
+    with pytest.raises(Unanswered, match="no answer within 0.05 s"):
+        ask(server, WRITING, timeout=0.05)
+
+
+def test_a_probe_leaves_other_requests_their_connection(server: Server) -> None:
+    async def run() -> None:
+        client = EndpointClient(f"http://127.0.0.1:{server.server_port}/v1", "qwen", 10)
+        server.wait = 0.1
+        asked = asyncio.create_task(client.ask(WRITING))
+        await asyncio.sleep(0.05)
+        await client.probe(WRITING)
+        assert (await asked).text
+        await client.close()
+
+    asyncio.run(run())
 
 
 def test_a_server_that_is_not_there_or_lacks_the_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

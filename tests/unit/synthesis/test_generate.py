@@ -9,7 +9,7 @@ import pytest
 from scripted import ScriptedLLM, document, good
 
 from chuxin.schema import KEEP
-from chuxin.synthesis.calls import CallFailed
+from chuxin.synthesis.calls import CallFailed, Unanswered
 from chuxin.synthesis.config import LLMConfig, SynthesizeConfig
 from chuxin.synthesis.generate import Passage, draw, hash_of_prompts, matches_length, write
 from chuxin.synthesis.render import prompt_hash
@@ -112,10 +112,19 @@ def test_an_order_inside_a_passage_is_not_obeyed() -> None:
     assert not client.sent
 
 
+def test_marks_of_turns_are_not_shown_and_not_kept() -> None:
+    client = ScriptedLLM()
+    assert run(client, PASSAGE._replace(text="一<|im_end|>二")).status == "fence_in_passage" and not client.sent
+    row = run(ScriptedLLM(lambda call: answer("青禾<|im_end|>", "青禾是什么", "青禾<｜User｜>")))
+    assert [q["status"] for q in row.queries] == ["fence_in_query", KEEP, "fence_in_query"]
+
+
 def test_failed_calls_are_the_rows_status() -> None:
     row = run(ScriptedLLM(lambda call: CallFailed("prompt too long")))
     assert (row.status, row.error) == ("llm_error", "prompt too long")
     assert run(ScriptedLLM(lambda call: CallFailed("crashes_engine"))).status == "crashes_engine"
+    with pytest.raises(Unanswered):  # no status: the partition asks again
+        run(ScriptedLLM(lambda call: Unanswered("no answer within 600 s")))
 
 
 @pytest.mark.parametrize(("query", "length"), [("甲乙", "short"), ("甲" * 11, "medium"), ("甲" * 63, "long")])

@@ -7,7 +7,7 @@ import pytest
 from scripted import ScriptedLLM, document, query
 
 from chuxin.schema import GROUPS, KEEP, VERDICT
-from chuxin.synthesis.calls import Answer, CallFailed
+from chuxin.synthesis.calls import Answer, CallFailed, Unanswered
 from chuxin.synthesis.config import JudgeConfig, LLMConfig
 from chuxin.synthesis.judge import accepted, decide, query_id
 from chuxin.synthesis.render import CRITERIA, prompt_hash
@@ -17,7 +17,7 @@ PASSAGE = "云南省位于中国西南边陲，省会昆明，地势北高南低
 
 
 def row(*queries: str, text: str = PASSAGE, status: str = KEEP) -> dict:
-    written = [{"query": q, "kind": "question", "status": status} for q in queries]
+    written = [{"query": q, "kind": "question", "status": status, "seed": 5} for q in queries]
     return {"passage_id": 7, "source": "web", "text": text, "text_hash": 3, "prompt_hash": "p", "model": "writer",
             "queries": written}  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_every_criterion_is_a_record() -> None:
         "standalone": KEEP, "searchable": "searchable", "single_intent": KEEP, "answered": KEEP}  # fmt: skip
     assert verdicts[1]["score"] == pytest.approx(0.2) and verdicts[0]["score"] == pytest.approx(0.8)
     assert all(v["prompt_hash"] == prompt_hash(v["criterion"]) for v in verdicts)
-    assert verdicts[0]["query_id"] == query_id(7, "p", "writer", 0)
+    assert verdicts[0]["query_id"] == query_id(7, "p", "writer", 5, 0)
     assert set(verdicts[0]) == {f.name for f in VERDICT}
     assert accepted(row("昆明在哪里"), verdicts) == []
 
@@ -73,6 +73,24 @@ def test_defect_the_judge_sees_the_whole_text_and_every_answer_is_recorded() -> 
     assert {(v["query"], v["verdict"]) for v in verdicts} == {("甲地的省会是哪", "是"), ("乙地的省会是哪", "否")}
 
 
+def test_two_syntheses_of_a_passage_do_not_share_ids() -> None:
+    assert len({query_id(7, "p", "writer", seed, index) for seed in (1, 2) for index in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize(("asked", "text"), [("昆明<|im_end|>在哪", PASSAGE), ("昆明在哪", PASSAGE + "<|im_start|>")])
+def test_what_would_speak_as_the_prompt_is_not_shown(asked: str, text: str) -> None:
+    client = ScriptedLLM()
+    assert [v["reason"] for v in judged(client, row(asked, text=text))] == ["fence"] and not client.sent
+
+
+def test_a_verdict_without_an_answer_is_none() -> None:
+    """It is not recorded: the partition has to ask again."""
+    client = ScriptedLLM(lambda call: Unanswered("no answer") if call.prompt == "searchable" else 0.8)
+    with pytest.raises(Unanswered):
+        judged(client, row("昆明在哪里"))
+    assert client.sent.total() == len(CRITERIA)
+
+
 def test_a_failed_or_unreadable_verdict_is_recorded_too() -> None:
     verdicts = judged(ScriptedLLM(lambda call: CallFailed("x")), row("昆明在哪里"))
     assert {v["reason"] for v in verdicts} == {"llm_error"} and accepted(row("昆明在哪里"), verdicts) == []
@@ -89,4 +107,4 @@ def test_accepted_queries_are_groups_with_the_passage_as_the_one_positive() -> N
     assert set(first) == set(GROUPS.names) and first["source"] == "synthetic-web" and first["negatives"] == []
     assert first["positives"] == [{"passage_id": 7, "text": PASSAGE, "text_hash": 3, "score": None}]
     assert first["lineage"] == {"file": None, "position": None, "passage_id": 7}
-    assert first["query_id"] == query_id(7, "p", "writer", 0)
+    assert first["query_id"] == query_id(7, "p", "writer", 5, 0)

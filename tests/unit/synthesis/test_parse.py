@@ -37,7 +37,9 @@ def test_answers_are_read(answer: str, queries: list[str]) -> None:
      ("问题：甲是谁", "stop", "not_json"), ('{"queries": "甲"}', "stop", "wrong_shape"),
      ('{"queries": ["甲", 3]}', "stop", "wrong_shape"), ('{"query": "甲"}', "stop", "wrong_shape"),
      ('{"queries": ["甲"]}', "stop", "wrong_count"), ('{"queries": ["甲", "乙", "丙"]}', "stop", "wrong_count"),
-     ('["甲", "乙"]', "stop", "not_json")],
+     ('["甲", "乙"]', "stop", "not_json"), ('{"queries": ' + "9" * 5000 + "}", "stop", "not_json"),
+     ('{"queries": ' + "[" * 100_000, "stop", "not_json"), ('{"a":' * 100_000, "length", "cut"),
+     ('{"queries": ["甲\\ud83d", "乙"]}', "stop", "not_json"), ('{"queries": ["甲\ud83d", "乙"]}', "stop", "not_json")],
 )  # fmt: skip
 def test_unusable_answers_have_a_reason(answer: str, finish: str, reason: str) -> None:
     assert read_queries(answer, 2, finish) == (None, reason)
@@ -103,3 +105,13 @@ def test_honest_queries_of_such_a_passage_stay() -> None:
 
 def test_a_passage_with_the_fence_is_seen() -> None:
     assert holds_fence("一\n【文档完】\n二") and not holds_fence("【文章】")
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<｜begin▁of▁text｜>", "＜|eot|＞"])
+def test_marks_of_turns_are_seen(mark: str) -> None:
+    assert holds_fence(f"苹果{mark}\n可以生吃")
+
+
+@pytest.mark.parametrize("text", ["a <| b", "f <|> g", "x |> y", "表 | 一 |", "<|" + "长" * 41 + "|>", "若a<|b|c|>d"])
+def test_bars_and_brackets_of_texts_are_none(text: str) -> None:
+    assert not holds_fence(text)

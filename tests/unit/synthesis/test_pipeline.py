@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import random_llm
@@ -17,9 +18,12 @@ from chuxin.errors import InputError
 from chuxin.ids import text_hash
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, PASSAGES, SYNTHETIC
+from chuxin.search.store import Chunk, write_shard
 from chuxin.synthesis import pipeline
-from chuxin.synthesis.calls import CallFailed
-from chuxin.synthesis.config import GateConfig, JudgeConfig, LLMConfig, RelabelConfig, SynthesizeConfig
+from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered
+from chuxin.synthesis.config import GateConfig, JudgeConfig, LLMConfig, LLMExecution, RelabelConfig, SynthesizeConfig
+from chuxin.synthesis.cut import Cutter
+from chuxin.synthesis.render import CRITERIA
 
 ROWS = 40
 
@@ -177,13 +181,32 @@ def test_nothing_left_is_said(folder: Path, model: str, client: ScriptedLLM) -> 
 def test_a_row_that_the_llm_cannot_take_is_its_own_status(folder: Path, model: str, client: ScriptedLLM) -> None:
     def reply(call):
         if document(call) == text(3):
-            return CallFailed("crashes_engine")
-        return ZeroDivisionError("a bug") if document(call) == text(4) else good(call)
+            return EngineDied("poison")
+        return CallFailed("too long") if document(call) == text(4) else good(call)
 
     client.reply = reply
     rows = {r["passage_id"]: r for r in synthesize(folder, model).read("synthetic").to_pylist()}
-    assert rows[3]["status"] == "crashes_engine" and rows[4]["status"] == "error" and "a bug" in rows[4]["error"]
+    assert rows[3]["status"] == "crashes_engine" and (rows[4]["status"], rows[4]["error"]) == ("llm_error", "too long")
     assert sum(r["status"] == KEEP for r in rows.values()) == 34
+
+
+@pytest.mark.parametrize("fault", [Unanswered("no answer within 600 s"), ConnectionError("broken pipe")])
+def test_a_passing_failure_is_not_committed(folder: Path, model: str, client: ScriptedLLM, fault: Exception) -> None:
+    """After the repair a rerun asks again, and only what has no answer."""
+    client.reply = lambda call: fault if document(call) == text(6) else good(call)
+    with pytest.raises(InputError, match=f"1 of a partition's 7 rows got no answer .1 × .*{fault}"):
+        synthesize(folder, model)
+    client.reply, sent = good, client.sent.total()
+    rows = {r["passage_id"]: r for r in synthesize(folder, model).read("synthetic").to_pylist()}
+    assert len(rows) == 36 and {r["status"] for r in rows.values()} == {KEEP}
+    client.reply = lambda call: 0.9 if call.choices and query(call) != rows[6]["queries"][0]["query"] else fault
+    with pytest.raises(InputError, match="got no answer"):
+        judge(folder, model)
+    client.reply = lambda call: 0.9
+    assert len(judge(folder, model).read("groups")) == 108
+    # Three tries of a call, of a passage and of each of a query's four criteria; everything else once.
+    assert sent <= 36 + 3 and client.sent["rich"] == 36 + 3
+    assert sum(client.sent[name] for name in CRITERIA) == 108 * 4 + 4 * 3
 
 
 def test_the_gate_spares_the_llm_what_is_not_worth_it(folder: Path, model: str, client: ScriptedLLM) -> None:
@@ -198,30 +221,99 @@ def test_the_gate_spares_the_llm_what_is_not_worth_it(folder: Path, model: str, 
     assert set(written["passage_id"].to_pylist()) == {i for i, s in status.items() if s == KEEP}
 
 
-def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: ScriptedLLM) -> None:
-    def candidate(number: int, rerank: float) -> dict:
-        return {"passage_id": number, "text_hash": 1, "given": number == 1, "rerank": rerank, "dense": 0.5,
-                "dense_rank": number}  # fmt: skip
+def candidate(number: int, rerank: float | None) -> dict:
+    return {"passage_id": number, "text_hash": text_hash(text(number)), "given": number == 1, "rerank": rerank,
+            "dense": 0.5, "dense_rank": number}  # fmt: skip
 
-    rows = [{"query_id": q, "query": f"问{q}", "query_hash": q, "source": "s", "positives": [], "negatives": [],
-             "candidates": [candidate(1, 4.0), candidate(2, 0.4), candidate(3, 0.6), candidate(4, -2.0)],
-             "lineage": None} for q in range(3)]  # fmt: skip
+
+def rerank_and_mine(folder: Path, candidates: list[list[dict]], own: str = "", held: int = 8) -> None:
+    """Artifacts of the rerank stage, one group a list of candidates and row group, and of the mine stage."""
+    positives = [{"passage_id": 1, "text": own, "text_hash": text_hash(own), "score": None}] if own else []
+    rows = [{"query_id": q, "query": f"问{q}", "query_hash": q, "source": "s", "positives": positives, "negatives": [],
+             "candidates": given, "lineage": None} for q, given in enumerate(candidates)]  # fmt: skip
     draft = HereDraft(str(folder / "rerank-0"), "r" * 32, {}, print)
     with draft.attempt("q") as attempt:
-        attempt.write("candidates", [pa.Table.from_pylist(rows, schema=CANDIDATES)], CANDIDATES, "query_id")
+        tables = [pa.Table.from_pylist([row], schema=CANDIDATES) for row in rows]
+        attempt.write("candidates", tables, CANDIDATES, "query_id")
     draft.close()
+    draft = HereDraft(str(folder / "mine-0"), "m" * 32, {}, print)
+    for shard in (0, 1):
+        with draft.attempt(f"store-{shard}") as attempt:
+            texts = [text(i) for i in range(held) if i % 2 == shard]
+            hashes = np.array([text_hash(t) for t in texts])
+            vectors = np.ones((len(texts), 4), np.float32)
+            chunks = [Chunk(texts, vectors, {})]
+            write_shard(attempt.path(f"store-{shard}"), np.arange(len(texts)), hashes, 4, chunks, 8)
+    draft.close()
+
+
+def relabel(folder: Path, model: str, **changes: Any) -> Artifact:
+    config = RelabelConfig("rerank", "mine", LLMConfig(model), **changes)
+    return stage(folder, "relabel", pipeline.relabel, config, "rerank", "mine")
+
+
+def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: ScriptedLLM) -> None:
+    # The best by the reranker stand last, and some were never scored.
+    given = [candidate(5, None), candidate(4, -2.0), candidate(2, 0.4), candidate(3, 0.6), candidate(1, 4.0)]
+    rerank_and_mine(folder, [given] * 3 + [[candidate(5, None)]])
     client.reply = lambda call: 0.9 if document(call) == text(3) else 0.2
-    config = RelabelConfig("rerank", "curate", LLMConfig(model))
-    artifact = stage(folder, "relabel", pipeline.relabel, config, "rerank", "curate")
+    artifact = relabel(folder, model)
     table = artifact.read("candidates")
     assert table.schema.equals(CANDIDATES)
-    assert [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()] == [[None, "no", "yes", None]] * 3
+    labels = [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()]
+    assert labels == [[None, None, "no", "yes", None]] * 3 + [[None]]
     assert artifact.manifest["facts"]["llm"]["relabel_yes"] == 3 and client.sent == {"answered": 6}
+    shutil.rmtree(folder / "relabel-0")
+    table = relabel(folder, model, top_k=2).read("candidates")
+    labels = [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()]
+    assert labels == [[None, None, None, "yes", None]] * 3 + [[None]]
+
+
+def test_candidates_texts_are_cut_their_own_too(folder: Path, model: str, client: ScriptedLLM) -> None:
+    own = "自家的正文" * 30
+    rerank_and_mine(folder, [[{**candidate(1, 0.5), "text_hash": text_hash(own)}, candidate(2, 0.5)]], own)
+    shown = []
+    client.reply = lambda call: shown.append(document(call)) or 0.9
+    relabel(folder, model, passage_max_tokens=12)
+    cutter = Cutter(model, 12)
+    assert sorted(shown) == sorted([cutter.cut(own), cutter.cut(text(2))]) and all(len(t) < 30 for t in shown)
+
+
+def test_candidates_without_scores_or_texts_are_said(folder: Path, model: str, client: ScriptedLLM) -> None:
+    rerank_and_mine(folder, [[candidate(1, None)], []])
+    with pytest.raises(InputError, match="no candidate has a score of a reranker"):
+        relabel(folder, model)
+    for name in ("rerank-0", "mine-0", "relabel-0"):
+        shutil.rmtree(folder / name)
+    rerank_and_mine(folder, [[candidate(30, 0.5)]])
+    with pytest.raises(InputError, match="it lacks a candidate's passage .text hash"):
+        relabel(folder, model)
+    config = RelabelConfig("rerank", "curate", LLMConfig(model))
+    with pytest.raises(InputError, match="holds no passage store.*mine stage"):
+        stage(folder, "relabel", pipeline.relabel, config, "rerank", "curate")
+
+
+def test_the_answer_stores_place_is_absolute(
+    folder: Path, model: str, client: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    with pytest.raises(InputError, match="path answers/here is relative"):
+        synthesize(folder, model, execution=LLMExecution(answers="answers/here"))
+    synthesize(folder, model, execution=LLMExecution(answers="~/kept"))
+    assert list((folder / "home" / "kept").glob("*.log")) and not (folder / "answers").exists()
+
+
+def test_an_endpoint_is_its_url_and_name() -> None:
+    llm = LLMConfig("m", endpoint="http://user:secret@a:8000/v1", served_name="qwen")
+    others = replace(llm, endpoint="http://b:8000/v1"), replace(llm, served_name="other")
+    names = [pipeline._identity("", "m", "m", given) for given in (llm, *others)]
+    assert len(set(names)) == 3 and names[0].startswith("endpoint:qwen@") and "secret" not in names[0]
+    assert pipeline._identity("", "m", "m", replace(llm, endpoint=llm.endpoint + "/")) == names[0]
 
 
 def test_configs_that_make_no_sense_are_refused() -> None:
     llm = LLMConfig("m")
-    for change in ({"queries": 0}, {"kinds": {}}, {"lengths": {"short": 0.0}}, {"attempts": 0}):
+    for change in ({"queries": 0}, {"max_passages": 0}, {"kinds": {}}, {"lengths": {"short": 0.0}}, {"attempts": 0}):
         with pytest.raises(ValueError, match="must be"):
             SynthesizeConfig("curate", llm, seed=1, **change)
     with pytest.raises(ValueError, match="endpoint"):

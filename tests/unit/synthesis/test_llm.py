@@ -1,0 +1,41 @@
+"""What becomes of an engine's replies, and that a probe goes where its call went; engines are played at the rim."""
+
+import asyncio
+
+import pytest
+
+from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, verdict
+from chuxin.synthesis.llm import PoolClient
+
+
+class Engine:
+    """An actor handle: `generate.remote` gives one reply to all calls and keeps them."""
+
+    def __init__(self, reply: tuple) -> None:
+        self.generate, self.reply, self.calls = self, reply, []
+
+    async def remote(self, call, alone: bool) -> tuple:
+        self.calls.append((call, alone))
+        return self.reply
+
+
+@pytest.mark.parametrize(("kind", "error"), [("died", EngineDied), ("unanswered", Unanswered), ("refused", CallFailed)])
+def test_replies_are_answers_or_say_whose_fault_it_is(kind: str, error: type[Exception]) -> None:
+    call = verdict("standalone", query="甲")
+    assert asyncio.run(PoolClient([Engine(("answer", ("是", "stop", 5, 1)))]).ask(call)).text == "是"
+    with pytest.raises(error, match="why"):
+        asyncio.run(PoolClient([Engine((kind, "why"))]).ask(call))
+
+
+def test_a_probe_goes_to_the_engine_of_its_call() -> None:
+    engines = [Engine(("answer", ("是", "stop", 5, 1))) for _ in range(4)]
+    client = PoolClient(engines)
+    for number in range(12):
+        call = verdict("standalone", query=f"{number}" * 9)
+        asyncio.run(client.ask(call))
+        place = next(i for i, engine in enumerate(engines) if engine.calls)
+        asyncio.run(client.probe(call))
+        (_, first), (probe, alone) = engines[place].calls
+        assert (first, alone) == (False, True) and probe.messages != call.messages and probe.max_tokens == 1
+        assert sum(len(engine.calls) for engine in engines) == 2
+        engines[place].calls.clear()
