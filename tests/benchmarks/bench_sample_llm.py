@@ -1,4 +1,4 @@
-"""The sample LLM on entities that it never saw: the benchmarks' of the sample recipe's world.
+"""The sample LLM and reranker on entities that they never saw: the benchmarks' of the sample recipe's world.
 
 Written queries: each held-out passage alone, two queries a rich call, kinds, difficulties and lengths drawn, sampled as
 published (temperature 0.7, top-p 0.8, repetition penalty 1.05), no constraint on the answer: an answer that is no JSON
@@ -6,6 +6,7 @@ of two strings fails all its queries. `found` counts queries whose passage BM25 
 450, or the model in SAMPLE_FINETUNED (a directory, such as the finetune stage's) if it is given.
 Judge: for each criterion as many good queries as planted faults; `answered` takes queries of the other passages of the
 same entity, and of neighbours, for bad.
+Reranker: each benchmark query with its passage and the 19 others that BM25 ranks best.
 """
 
 import json
@@ -20,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chuxin.encoding.engine import Encoder
+from chuxin.encoding.pairs import PairScorer
 from chuxin.sample.config import SampleConfig
 from chuxin.sample.queries import benchmark
 from chuxin.sample.training import calls
@@ -31,6 +33,7 @@ SETTINGS = {"seed": 7, "passages_a_benchmark": 450, "rich_calls": 150, "verdicts
 WORLD = SampleConfig(seed=7, passages=7000, benchmark_passages=450, benchmark_queries=300)
 MODELS = resources.files("chuxin.sample").joinpath("models")
 PUBLISHED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0, "repetition_penalty": 1.05}
+NEIGHBOURS = 20
 CRITERIA = ("standalone", "searchable", "single_intent", "answered", "gate")
 
 
@@ -138,6 +141,26 @@ def labelled(criterion: str, count: int) -> list[tuple[str, bool]]:
     return [(prompt, truth) for truth, prompts in made.items() for prompt in prompts[: count // 2]]
 
 
+def reranked(directory: str) -> dict[str, float]:
+    """How the reranker orders and parts a query's passage and 19 neighbours, BM25's share of first places beside it."""
+    scorer = PairScorer(directory, 48, 160, 8192)
+    first, lexical, above, below = [], [], [], []
+    for name in BENCHMARKS:
+        task = benchmark(WORLD, name)
+        texts = [passage.text for passage in task.corpus]
+        best = BM25(texts).search([query.text for query in task.queries], NEIGHBOURS)[1]
+        lists = [[gold, *(p for p in row.tolist() if p != gold)][:NEIGHBOURS]
+                 for gold, row in zip(task.gold, best, strict=True)]  # fmt: skip
+        pairs = np.array([(query, place) for query, places in enumerate(lists) for place in places])
+        scores_QP = scorer.score([query.text for query in task.queries], texts, pairs).reshape(-1, NEIGHBOURS)
+        first += (scores_QP.argmax(1) == 0).tolist()
+        lexical += [row[0] == gold for gold, row in zip(task.gold, best.tolist(), strict=True)]
+        above += (scores_QP[:, 0] > 0).tolist()
+        below += (scores_QP[:, 1:] < 0).ravel().tolist()
+    names = ("gold_first_of_20", "gold_first_by_bm25", "gold_above_0", "neighbours_below_0")
+    return {name: float(np.mean(values)) for name, values in zip(names, (first, lexical, above, below), strict=True)}
+
+
 def measure(rounds: int) -> dict[str, Any]:
     """`ratio`: the share of written queries whose passage is found; the rest of the figures beside it."""
     writer = Writer(str(MODELS.joinpath("llm")))
@@ -148,7 +171,7 @@ def measure(rounds: int) -> dict[str, Any]:
     texts = [written(writer, number, os.environ.get("SAMPLE_FINETUNED")) for number in range(rounds)]
     means = {key: float(np.mean([one[key] for one in texts])) for key in texts[0]}
     return {"ratio": means["found"], "written": means, "judge": judge,
-            "judge_mean": float(np.mean(list(judge.values()))),
+            "judge_mean": float(np.mean(list(judge.values()))), "reranker": reranked(str(MODELS.joinpath("reranker"))),
             "rounds": rounds, "settings": SETTINGS, "equal": True}  # fmt: skip
 
 

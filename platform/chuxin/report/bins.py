@@ -1,6 +1,8 @@
-"""Histograms: the two binnings that stages count by and the report draws, of lengths and of scores."""
+"""Histograms: the binnings that stages count by and the report draws, of lengths and of scores."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,20 +23,39 @@ def length_bins(lengths_N: np.ndarray) -> list[int]:
     return np.bincount(exponents_N - 1).tolist()
 
 
-SCORES_FROM, SCORES_TO = -12, 12
-"""Range of raw reranker logits that have a bin of their own; the first and the last bin take what lies beyond."""
-SCORE_MARK = "score"
-"""A histogram whose name begins so is counted in score bins, any other in length bins."""
+class Scale(NamedTuple):
+    """Bins of one width; the first and the last one take what lies beyond."""
+
+    low: float
+    """The first bin's lower edge."""
+    width: float
+    """Of each bin."""
+    count: int
+    """Of bins."""
 
 
-def score_bins(scores_N: np.ndarray) -> list[int]:
-    """Counts raw logits in bins one wide; counts of parts add up bin by bin.
+SCALES = {"logit": Scale(-12, 1, 24), "cosine": Scale(-1, 0.1, 20), "probability": Scale(0, 0.05, 20)}
+"""A histogram whose name begins with one of these words and "_" is counted in its bins, any other in length bins.
+Logits of bge-reranker lie in about -11 to 11."""
+
+
+def scale_of(name: str) -> str | None:
+    """Returns the scale that a histogram's name stands for, None for lengths."""
+    kind, mark, _ = name.partition("_")
+    return kind if mark and kind in SCALES else None
+
+
+def score_bins(kind: str, scores_N: np.ndarray) -> list[int]:
+    """Counts scores in a scale's bins; counts of parts add up bin by bin.
 
     Args:
-        scores_N: floats, none of them NaN.
+        kind: A name of SCALES.
+        scores_N: floats; NaN counts nowhere.
 
     Returns:
-        SCORES_TO - SCORES_FROM counts; bin i holds the scores from SCORES_FROM + i up to one more.
+        Bin i holds the scores from low + i · width up to one width more.
     """
-    bins_N = np.clip(np.floor(scores_N), SCORES_FROM, SCORES_TO - 1).astype(np.int64) - SCORES_FROM
-    return np.bincount(bins_N, minlength=SCORES_TO - SCORES_FROM).tolist()
+    low, width, count = SCALES[kind]
+    edges = np.round(low + width * np.arange(1, count), 9)
+    real_N = scores_N[~np.isnan(scores_N)]
+    return np.bincount(np.searchsorted(edges, real_N, side="right"), minlength=count).tolist()

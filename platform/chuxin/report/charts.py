@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from chuxin.report.bins import SCORES_FROM
+from chuxin.report.bins import SCALES
 
 Point = tuple[float, float]
 
@@ -113,10 +113,11 @@ def histogram(counts: Sequence[int]) -> list[Bar]:
     return _bars(counts, _filled([counts]), _length_label)
 
 
-def score_histograms(counts: Mapping[str, Sequence[int]]) -> dict[str, list[Bar]]:
-    """Returns the bars of score bins by name, all over the same range of scores, each to its own scale."""
+def score_histograms(kind: str, counts: Mapping[str, Sequence[int]]) -> dict[str, list[Bar]]:
+    """Returns the bars of one scale's bins by name, all over the same range of scores, each as high as the others."""
     shown = _filled(list(counts.values()))
-    return {name: _bars(own, shown, lambda i: str(SCORES_FROM + i)) for name, own in counts.items()}
+    low, width, _ = SCALES[kind]
+    return {name: _bars(own, shown, lambda i: f"{low + i * width:.4g}") for name, own in counts.items()}
 
 
 def _filled(series: Sequence[Sequence[int]]) -> range:

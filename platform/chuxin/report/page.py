@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from chuxin.report import charts
-from chuxin.report.bins import SCORE_MARK
+from chuxin.report.bins import SCALES, scale_of
 from chuxin.report.comparisons import comparisons, gain, leader, reference
 from chuxin.report.summary import StageRow, Summary
 
@@ -36,9 +36,10 @@ def render(summary: Summary) -> str:
             (stage.name, name, bars, sum(counts))
             for stage in summary.stages
             for name, counts in stage.histograms.items()
-            if not name.startswith(SCORE_MARK) and (bars := charts.histogram(counts))
+            if scale_of(name) is None and (bars := charts.histogram(counts))
         ],
         scores=[(stage.name, figures) for stage in summary.stages if (figures := score_figures(stage))],
+        calls=[call for stage in summary.stages if (call := calls_of(stage))],
         samples=[(stage.name, found) for stage in summary.stages if (found := stage.facts.get("samples"))],
         notes=[(stage.name, notes) for stage in summary.stages if (notes := scalar_facts(stage.facts))],
         seconds=sum(stage.seconds for stage in summary.stages if stage.status == "ran"),
@@ -125,9 +126,27 @@ def _gains_of(system: str, part: Mapping[str, Any], results: Mapping[str, Any]) 
 
 
 def score_figures(stage: StageRow) -> list[tuple[str, list[charts.Bar], int]]:
-    """Returns a stage's plots of scores (name, bars, number of scores) over one range."""
-    counts = {name: own for name, own in stage.histograms.items() if name.startswith(SCORE_MARK) and sum(own)}
-    return [(name, bars, sum(counts[name])) for name, bars in charts.score_histograms(counts).items()]
+    """Returns a stage's plots of scores (name, bars, number of scores), those of one scale over one range."""
+    figures = []
+    for kind in SCALES:
+        counts = {name: own for name, own in stage.histograms.items() if scale_of(name) == kind and sum(own)}
+        figures += [(name, bars, sum(counts[name])) for name, bars in charts.score_histograms(kind, counts).items()]
+    return figures
+
+
+def calls_of(stage: StageRow) -> dict[str, Any] | None:
+    """Returns what a stage asked of a language model; None if it asked nothing."""
+    counts = stage.facts.get("llm")
+    if not counts:
+        return None
+    read = counts.get("prompt_tokens_bought", 0)
+    return {
+        "stage": stage.name, "model": stage.facts.get("model", ""), "bought": counts.get("calls_bought", 0),
+        "stored": counts.get("calls_stored", 0), "prompt_tokens": read,
+        "cached": counts.get("prompt_tokens_cached", 0) / max(read, 1),
+        "output_tokens": counts.get("output_tokens_bought", 0),
+        "hours": stage.seconds / 3600 * stage.facts.get("engines", 1),
+    }  # fmt: skip
 
 
 def scalar_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

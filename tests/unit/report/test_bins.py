@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chuxin.report.bins import SCORES_FROM, SCORES_TO, length_bins, score_bins
+from chuxin.report.bins import SCALES, length_bins, scale_of, score_bins
 
 
 @given(st.lists(st.integers(0, 2**40), max_size=20))
@@ -22,11 +22,18 @@ def test_edges() -> None:
     assert length_bins(np.array([2**40 - 1]))[39] == 1
 
 
-@given(st.lists(st.floats(-40, 40), max_size=20))
-def test_every_score_is_in_the_bin_one_wide_that_holds_it_or_at_the_end(scores: list[float]) -> None:
-    bins = score_bins(np.array(scores, np.float32))
-    assert len(bins) == SCORES_TO - SCORES_FROM and sum(bins) == len(scores)
-    for i, count in enumerate(bins):
-        low = -np.inf if i == 0 else SCORES_FROM + i
-        high = np.inf if i == len(bins) - 1 else SCORES_FROM + i + 1
-        assert count == sum(low <= score < high for score in np.array(scores, np.float32))
+@given(st.sampled_from(sorted(SCALES)), st.lists(st.floats(-40, 40, width=32) | st.just(float("nan")), max_size=20))
+def test_every_score_is_in_the_bin_that_holds_it_or_at_the_end(kind: str, scores: list[float]) -> None:
+    low, width, count = SCALES[kind]
+    bins = score_bins(kind, np.array(scores, np.float32))
+    assert len(bins) == count and sum(bins) == sum(score == score for score in scores)
+    for i, found in enumerate(bins):
+        start = -np.inf if i == 0 else round(low + i * width, 9)
+        end = np.inf if i == count - 1 else round(low + (i + 1) * width, 9)
+        assert found == sum(start <= score < end for score in scores)
+
+
+def test_a_histogram_is_counted_by_the_first_word_of_its_name() -> None:
+    assert [scale_of(name) for name in ("logit_mined", "probability_yes", "cosine_x", "query_tokens", "logit")] == [
+        "logit", "probability", "cosine", None, None,
+    ]  # fmt: skip

@@ -72,7 +72,8 @@ def test_histogram_trims_empty_ends_and_labels_lower_edges() -> None:
 def test_score_histograms_share_one_range_and_have_scales_of_their_own() -> None:
     counts = [[0] * 24, [0] * 24]
     counts[0][10], counts[0][12], counts[1][11] = 5, 10, 1000
-    low, high = charts.score_histograms({"negatives": counts[0], "positives": counts[1]}).values()
+    low, high = charts.score_histograms("logit", {"negatives": counts[0], "positives": counts[1]}).values()
     assert [bar.label for bar in low] == [bar.label for bar in high] == ["-2", "-1", "0"]
     assert [bar.height for bar in low] == [50, 0, 100] and [bar.height for bar in high] == [0, 100, 0]
-    assert charts.score_histograms({}) == {} and charts.score_histograms({"none": [0] * 24}) == {"none": []}
+    assert charts.score_histograms("logit", {}) == {}
+    assert charts.score_histograms("logit", {"none": [0] * 24}) == {"none": []}

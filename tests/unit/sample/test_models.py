@@ -1,14 +1,16 @@
-"""The shipped sample LLM: files, size, and what it does on entities that it never saw."""
+"""The shipped sample models: files, size, and what they do on entities that they never saw."""
 
 import json
 import random
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
+from chuxin.encoding.pairs import PairScorer
 from chuxin.sample.config import SampleConfig
 from chuxin.sample.queries import benchmark
 from chuxin.sample.training import calls, forms, train_llm
@@ -100,3 +102,23 @@ def test_planted_bad_queries_are_refused(tokenizer, model, held_out, criterion):
     right = sum((float(yes) > float(no)) == (call.answer == render.YES)
                 for (yes, no), call in zip(logits, made, strict=True))  # fmt: skip
     assert right >= 34
+
+
+def test_the_reranker_tells_the_asked_fact_from_an_entitys_others(held_out):
+    rng = random.Random(4)
+    texts = [passage.text for passage in held_out.corpus]
+    queries = rng.sample(range(len(held_out.queries)), 40)
+    pairs, lists = [], []
+    for number, query in enumerate(queries):
+        gold = held_out.gold[query]
+        own = [p for p, one in enumerate(held_out.corpus) if one.entity == held_out.corpus[gold].entity and p != gold]
+        lists.append([gold, *own])
+        pairs += [(number, place) for place in lists[-1]]
+    scorer = PairScorer(str(MODELS / "reranker"), 48, 160, 8192)
+    scores = scorer.score([held_out.queries[q].text for q in queries], texts, np.array(pairs)).tolist()
+    right = above = 0
+    for places in lists:
+        mine, scores = scores[: len(places)], scores[len(places) :]
+        right += max(mine) == mine[0]
+        above += mine[0] > 0 > max(mine[1:])
+    assert right >= 35 and above >= 32, (right, above)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from chuxin.models.packed import embed
 from chuxin.sample.config import SampleConfig
 from chuxin.sample.training import calls, forms, tokenizer, train_llm, train_reranker, trees
 from chuxin.sample.world import DOMAINS, entity, held_out, passages
@@ -216,3 +217,36 @@ def test_pairs_are_labelled_by_what_documents_tell():
         assert all(0 <= number < train_reranker.TOLD for number in one.told)
         # What answers matches in everything that is known.
         assert not (one.document and one.label) or 0 not in one.matches
+
+
+def test_what_a_query_token_shares_with_a_document():
+    found = train_reranker.copies([7, 8, 9, 7], [1, 7, 8, 3, 9])
+    assert found == [(1.0, 0.0), (1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
+
+
+def test_a_new_reranker_attends_to_equal_tokens():
+    vocab, model = train_reranker.new_reranker(5, lessons=40)
+    rng = random.Random(9)
+    one = train_reranker.joined([example for _ in range(4) for example in train_reranker.examples(rng)], vocab)
+    with torch.no_grad():
+        states_TH = embed(model.backbone, one.packed)
+        layer = model.backbone.encoder.layer[0].attention.self
+        query_TAD, key_TAD = (part(states_TH).unflatten(1, (3, 64)) for part in (layer.query, layer.key))
+        score_TT = torch.einsum("tad,sad->ts", query_TAD, key_TAD) / 3 / 64**0.5
+    ids_T = one.packed.ids_T
+    equal_TT = ids_T[:, None] == ids_T[None]
+    assert score_TT[equal_TT].mean() > score_TT[~equal_TT].mean() + 5 * score_TT[~equal_TT].std()
+
+
+def test_a_reranker_step_reads_all_that_it_is_taught():
+    vocab, model = train_reranker.new_reranker(5, lessons=40)
+    heads = train_reranker.Heads(model.backbone.config.hidden_size)
+    rng = random.Random(10)
+    one = train_reranker.joined([example for _ in range(3) for example in train_reranker.examples(rng)], vocab)
+    starts_N = one.packed.bounds_N1[:-1]
+    assert (one.query_Q > starts_N[one.owner_Q]).all() and one.paired_N[one.owner_Q].all()
+    logit_N, loss, terms = train_reranker.loss_terms(model, heads, one)
+    assert logit_N.shape == one.label_N.shape and len(terms) == len(train_reranker.CLASSES) + 4
+    (loss + sum(terms)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in heads.parameters())
+    assert model.backbone.encoder.layer[0].attention.self.key.weight.grad.abs().sum() > 0
