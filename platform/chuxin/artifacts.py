@@ -24,7 +24,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
@@ -32,6 +32,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chuxin.errors import InputError
+
+if TYPE_CHECKING:
+    from chuxin.runner import Context
 
 ROWS_A_GROUP = 8192
 _MASK_64 = (1 << 64) - 1
@@ -72,7 +75,7 @@ def read_json(uri: str) -> Any | None:
     fs, path = filesystem(uri)
     try:
         return json.loads(fs.cat_file(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -304,6 +307,31 @@ class Draft:
         artifact = Artifact(self.uri)
         clear(artifact)
         return artifact
+
+
+def input_files(ctx: Context, ref: str, table: str) -> list[str]:
+    """Returns the Parquet files of an artifact's table, or those that a path or glob names.
+
+    Args:
+        ctx: Its inputs are the artifacts that a reference may name.
+        ref: A stage's name, the URI of an artifact, or of a folder or file of Parquet, or a glob.
+        table: Taken from artifacts; of other files every one counts.
+
+    Raises:
+        InputError: There are none.
+    """
+    stage = ref.partition(":")[0]
+    if stage in ctx.inputs:
+        files = ctx.inputs[stage].parts(table)
+    elif read_json(f"{ref}/manifest.json") is not None:
+        files = Artifact(ref).parts(table)  # its other files are other tables and dead attempts
+    else:
+        fs, path = filesystem(ref)
+        found = fs.glob(path) if "*" in path else fs.find(path)
+        files = sorted(fs.unstrip_protocol(f) for f in found if f.endswith(".parquet"))
+    if not files:
+        raise InputError(f"{ctx.name}: {ref}", f"it holds no table `{table}`", "Name a stage or Parquet files that do")
+    return files
 
 
 def clear(artifact: Artifact) -> None:

@@ -99,6 +99,8 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
             else:
                 identities[ref] = known.identify(ref, is_model, f"{stage.name} in the config", list(bound))
         content = {"run": stage.run, "version": stage.version, "config": _content(config, identities)}
+        if hasattr(config, "package_files"):  # prompts, which no version of the stage's code stands for
+            content["package_files"] = config.package_files()
         fingerprint = xxhash.xxh3_128_hexdigest(repr(content).encode())
         uri = f"{recipe.workspace.rstrip('/')}/{stage.name}-{fingerprint[:12]}"
         bound[stage.name] = Bound(stage, config, fingerprint, uri, used)

@@ -86,16 +86,10 @@ def _write_lines(path: Path, rows: list[dict]) -> None:
 
 def ours(path: str, count: int) -> list[list[float]]:
     """Runs the mine stage's partitions one after another; returns each query's scores."""
-    from chuxin.artifacts import Draft
+    import in_process  # beside this file, which runs as a script of its own
+
     from chuxin.mining import pipeline
     from chuxin.mining.config import MineConfig, MineExecution
-    from chuxin.runner import Context
-
-    class Here(Draft):
-        def map(self, work: Any, fn: Any, *, name: str, num_cpus: float = 1, memory: int | None = None) -> None:
-            for key, item in work.items():
-                with self.attempt(key) as attempt:
-                    fn(key, item, attempt)
 
     config = MineConfig(
         groups=(f"{path}/groups.parquet",), passages=f"{path}/passages-{count}.parquet", model=f"{path}/model",
@@ -105,9 +99,8 @@ def ours(path: str, count: int) -> list[list[float]]:
 
     def work() -> list[list[float]]:
         with tempfile.TemporaryDirectory(dir=path) as target:
-            draft = Here(f"{target}/mine", "0" * 32, {}, print)
-            pipeline.mine(Context("mine", draft, {}, print), config)
-            rows = draft.close().read("candidates", ["candidates"])["candidates"].to_pylist()
+            mined = in_process.run(pipeline.mine, config, f"{target}/mine")
+            rows = mined.read("candidates", ["candidates"])["candidates"].to_pylist()
         ranked = [sorted((c for c in row if c["dense_rank"]), key=lambda c: c["dense_rank"]) for row in rows]
         return [[c["dense"] for c in row] for row in ranked]
 

@@ -1,11 +1,18 @@
 """Requests through our engines (Ray actor, answer store, parsing) against bare vLLM on the same prompts.
 
 Both sides hold the same random Qwen2, started before the clock, and get all prompts at once: rich prompts with their
-JSON schema, at temperature 0. `ratio` is our requests per second over vLLM's, by the CPU seconds of all processes
-(this one, Ray's, both engines', of which one is idle); `wall` has it by the clock. Equal means: every answer is the
-same text. An empty answer store is filled each round, so none of our answers comes from it.
+JSON schema, at temperature 0. They take turns on the same threads, and the one that waits is idle. `ratio` is our
+requests per second over vLLM's, by the clock: what a caller waits for; `cpu` has it by the CPU seconds of all
+processes. Equal means: every answer is the same text. An empty answer store is filled each round, so none of our
+answers comes from it.
+
+`ray_data` is the comparator: the same prompts through ray.data.llm's processor. Its engine lives as long as one dataset
+and its rows come out when a block is whole, so its seconds are the longest that its engine stage took for a prompt of
+a batch that holds them all, other prompts having gone before: without start-up, and without what its other stages and
+Ray Data's tasks take. It runs after the others, with their engines gone.
 """
 
+import json
 import os
 import statistics
 import sys
@@ -24,14 +31,14 @@ SETTINGS = {
 WORDS = "公司成立于北京上海手机产品用户学生医院政策城市历史文化河流气温会议研究结果方法数据病人药物价格市场"
 
 
-def calls() -> list:
+def calls(seed: int) -> list:
     import random
 
     from chuxin.synthesis.calls import writing
     from chuxin.synthesis.config import Sampling
     from chuxin.synthesis.render import Ask, describe, rich_schema
 
-    rng = random.Random(SETTINGS["seed"])
+    rng = random.Random(seed)
     sampling = Sampling(temperature=0.0, top_p=1.0, repetition_penalty=1.05, max_tokens=SETTINGS["max_tokens"])
     asks = describe([Ask("question", "easy", "short"), Ask("title", "hard", "long")])
     passages = ["".join(rng.choices(WORDS, k=SETTINGS["passage_chars"])) for _ in range(SETTINGS["requests"])]
@@ -52,20 +59,23 @@ def tree_seconds() -> float:
     return total
 
 
+def engine_options() -> dict:
+    """What our actor gives its engine (synthesis/llm.py)."""
+    return {"dtype": SETTINGS["dtype"], "max_model_len": 1024, "max_num_seqs": SETTINGS["max_num_seqs"], "seed": 0,
+            "enforce_eager": True, "block_size": 32, "enable_prefix_caching": True,
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}  # fmt: skip
+
+
 def bare(folder: str):
-    """vLLM's own offline engine with the settings that our actor gives its engine."""
+    """vLLM's own offline engine."""
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    engine = LLM(
-        model=folder, dtype=SETTINGS["dtype"], max_model_len=1024, max_num_seqs=SETTINGS["max_num_seqs"], seed=0,
-        enforce_eager=True, block_size=32, enable_prefix_caching=True,
-        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-    )  # fmt: skip
+    engine = LLM(model=folder, **engine_options())
 
     def side() -> list[str]:
         engine.reset_prefix_cache()
-        given = calls()
+        given = calls(SETTINGS["seed"])
         parameters = [
             SamplingParams(temperature=0.0, top_p=c.top_p, repetition_penalty=c.repetition_penalty,
                            max_tokens=c.max_tokens, structured_outputs=StructuredOutputsParams(json=c.schema))
@@ -75,6 +85,35 @@ def bare(folder: str):
         return [o.outputs[0].text for o in outputs]
 
     return side
+
+
+def by_ray_data(folder: str) -> tuple[list[str], float]:
+    """Answers of ray.data.llm and the seconds of its engine stage."""
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    def row(item: dict) -> dict:
+        call = json.loads(item["call"])
+        sampling = {name: call[name] for name in ("top_p", "repetition_penalty", "max_tokens")}
+        sampling |= {"temperature": 0.0, "structured_outputs": {"json": call["schema"]}}
+        return {"messages": call["messages"], "sampling_params": sampling, "place": item["place"]}
+
+    n, other = SETTINGS["requests"], SETTINGS["seed"] + 1
+    given = [json.dumps(call._asdict()) for call in (*calls(other), *calls(SETTINGS["seed"]))]
+    config = vLLMEngineProcessorConfig(
+        model_source=folder, engine_kwargs=engine_options(), batch_size=n, max_concurrent_batches=1, concurrency=1,
+        placement_group_config={"bundles": [{"CPU": 1}]}, log_engine_metrics=False, chat_template_stage=True,
+        tokenize_stage=True, detokenize_stage=False,
+    )  # fmt: skip
+
+    def answer(item: dict) -> dict:
+        return {"text": item["generated_text"], "place": item["place"], "seconds": item["time_taken_llm"]}
+
+    processor = build_processor(config, preprocess=row, postprocess=answer)
+    rows = [{"call": call, "place": place} for place, call in enumerate(given)]
+    found = processor(ray.data.from_items(rows, override_num_blocks=2)).take_all()
+    ours = sorted((one for one in found if one["place"] >= n), key=lambda one: one["place"])
+    return [one["text"] for one in ours], max(one["seconds"] for one in ours)
 
 
 def through_ours(pool, execution):
@@ -94,7 +133,7 @@ def through_ours(pool, execution):
         pool.reset_prefix_cache()
         with tempfile.TemporaryDirectory() as folder:
             crew = Crew(pool.client, None, "m", folder, execution)
-            return crew.run(calls(), work, failed)[0]
+            return crew.run(calls(SETTINGS["seed"]), work, failed)[0]
 
     return side
 
@@ -114,31 +153,36 @@ def measure(rounds: int) -> dict:
     from chuxin.synthesis.config import LLMConfig, LLMExecution
     from chuxin.synthesis.llm import LLMPool
 
+    wall: tuple[list[float], list[float]] = [], []
+    cpu: tuple[list[float], list[float]] = [], []
     with tempfile.TemporaryDirectory() as folder:
         sizes = {name: SETTINGS[name] for name in ("layers", "hidden", "intermediate", "vocabulary")}
         parameters = random_llm.save(folder, **sizes, texts=(WORDS, random_llm.TEXT))
         execution = LLMExecution(max_num_seqs=SETTINGS["max_num_seqs"], concurrency=SETTINGS["requests"])
-        ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False,
+        # More CPUs than there are: ray.data.llm's stages reserve one each, beside the engine's.
+        ray.init("local", num_cpus=8, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False,
                  runtime_env={"env_vars": {"PYTHONPATH": str(HERE.parents[1] / "platform")}})  # fmt: skip
         config = LLMConfig(folder, dtype=SETTINGS["dtype"], max_model_len=1024)
         with LLMPool(folder, config, execution) as pool:
             sides = through_ours(pool, execution), bare(folder)
             first, second = sides[0](), sides[1]()
-            cpu: tuple[list, list] = [], []
-            wall: tuple[list, list] = [], []
             for turn in range(rounds):
                 for place in (0, 1)[:: 1 if turn % 2 == 0 else -1]:
                     _, used, took = clocked(sides[place])
                     cpu[place].append(used)
                     wall[place].append(took)
+            del sides
+        third, seconds = by_ray_data(folder)
         ray.shutdown()
-    ratios, clock = ([b / a for a, b in zip(*times, strict=True)] for times in (cpu, wall))
-    medians = [statistics.median(times) for times in (*cpu, *wall)]
-    n = SETTINGS["requests"]
-    return {
-        "ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
-        "ours": n / medians[0], "theirs": n / medians[1], "unit": "requests per CPU second",
-        "equal": first == second, "rounds": rounds, "settings": {**SETTINGS, "parameters": parameters},
-        "wall": {"ratio": statistics.median(clock), "ours": n / medians[2], "theirs": n / medians[3],
-                 "unit": "requests per second"},
-    }  # fmt: skip
+    found, n = figures(wall), SETTINGS["requests"]
+    data = {"requests_per_second": n / seconds, "ours_over_it": found["ours"] * seconds / n, "equal": third == second}
+    return {**found, "unit": "requests per second", "equal": first == second, "rounds": rounds,
+            "settings": {**SETTINGS, "parameters": parameters}, "cpu": figures(cpu), "ray_data": data}  # fmt: skip
+
+
+def figures(seconds: tuple[list[float], list[float]]) -> dict[str, float]:
+    """Rates of ours and theirs, and the ratio of each round's."""
+    ratios = [b / a for a, b in zip(*seconds, strict=True)]
+    ours, theirs = (SETTINGS["requests"] / statistics.median(times) for times in seconds)
+    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios), "ours": ours,
+            "theirs": theirs}  # fmt: skip

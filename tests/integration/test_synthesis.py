@@ -1,11 +1,18 @@
-"""A real LLM engine under Ray: constrained answers, stages and their reruns."""
+"""A real LLM engine under Ray: constrained answers, stages and their reruns, and what is killed in the middle.
+
+Where only the stages matter a server of the test plays the LLM: it counts what it is asked, and falls silent in time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
+import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,25 +21,34 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "synthesis"))
 import random_llm  # noqa: E402  (beside the unit tests)
+import served  # noqa: E402
+from scripted import ScriptedLLM  # noqa: E402
 
 import chuxin.synthesis.llm as llm_module
+from chuxin import runner
 from chuxin.artifacts import Artifact, Draft
+from chuxin.config import load
 from chuxin.errors import InputError
 from chuxin.ids import text_hash
+from chuxin.recipe import STAGES, RecipeConfig
 from chuxin.runner import Context
 from chuxin.schema import KEEP, PASSAGES
-from chuxin.synthesis.calls import CallFailed, seed_of, verdict, writing
+from chuxin.synthesis.calls import Answer, Call, CallFailed, seed_of, verdict, writing
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
-from chuxin.synthesis.llm import LLMPool
+from chuxin.synthesis.llm import Ledger, LLMPool, PoolClient
 from chuxin.synthesis.parse import read_queries
 from chuxin.synthesis.pipeline import judge, synthesize
 from chuxin.synthesis.render import NO, YES, Ask, describe, rich_schema
+from chuxin.synthesis.store import AnswerStore
+from chuxin.synthesis.work import Crew
 
 # Ray Data 2.60 warns of its own defaults when a driver first uses it.
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")]
 PASSAGE = "青禾公司成立于二〇一二年，总部在北京，主要产品是手机和学习用的平板。"
 EXECUTION = LLMExecution(num_cpus=0.25, concurrency=16)
 ROWS = 12
+ROOT = Path(__file__).resolve().parents[2]
+FIRST, WAITING = 20, 300
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +63,8 @@ def session() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    source = str(Path(__file__).resolve().parents[2] / "platform")
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False,
-             runtime_env={"env_vars": {"PYTHONPATH": source}})  # fmt: skip
+             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}})  # fmt: skip
     yield
     ray.shutdown()
 
@@ -144,3 +159,134 @@ def test_stages_buy_every_answer_once(
     judged = stage(workspace, "judge-0", judge, judging, {"synthesize": "synthesize-0"})
     assert judged.manifest["facts"]["llm"]["calls_bought"] >= 4 * len(judged.read("groups"))
     assert len(judged.read("judged")) == ROWS
+
+
+def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -> None:
+    """The actor's process is killed once some answers are stored: all rows end, and none stored is sent again."""
+    import psutil
+    import ray
+
+    process = psutil.Process(ray.get(pool._engines[0].start.remote()))
+    stored, sent = set[int](), Counter[int]()
+
+    class Watched(PoolClient):
+        async def ask(self, call: Call, share: int | None = None) -> Answer:
+            sent[call.subject] += 1
+            assert call.subject not in stored, "a stored answer was sent again"
+            return await super().ask(call, share)
+
+    async def work(row: int, ask) -> str:
+        # Verdicts are a token each and stand first in the engine's queue: when they have come, texts are still in it.
+        call = verdict("answered", PASSAGE, query=f"产品{row}") if row < FIRST else rich(row, 24)
+        answer = await ask(call._replace(subject=row))
+        stored.add(row)
+        if len(stored) == FIRST and psutil.pid_exists(process.pid):
+            process.kill()
+            psutil.wait_procs([process])
+        return answer.text
+
+    crew = Crew(Watched(pool._engines), None, "m", str(tmp_path), LLMExecution(concurrency=WAITING))
+    results, counts = crew.run(range(WAITING), work, lambda row, error: "")
+    assert all(results) and counts["calls_bought"] == WAITING == len(stored)
+    assert counts["engine_deaths"] > 0 and not counts["calls_stored"] and not counts["calls_quarantined"]
+    with AnswerStore(str(tmp_path)) as store:
+        assert len(store) == WAITING
+    assert ray.get(pool._engines[0].start.remote()) != process.pid
+    before = sent.copy()
+    again, counts = crew.run(range(WAITING), work, lambda row, error: "")
+    assert again == results and counts == {"calls_stored": WAITING} and sent == before
+
+
+def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+    import ray
+
+    ledger = ray.remote(Ledger).options(num_cpus=0).remote(10**9, None, 1)
+
+    async def work(row: int, ask) -> str:
+        if row == FIRST:
+            ray.kill(ledger)
+        return (await ask(verdict("standalone", query=f"{row}"))).text
+
+    crew = Crew(ScriptedLLM(lambda call: 0.9), ledger, "m", str(tmp_path), LLMExecution(concurrency=4))
+    with pytest.raises(InputError, match="budget: the process that counts it is gone"):
+        crew.run(range(10**6), work, lambda row, error: "")
+    results, counts = crew._replace(ledger=None).run(range(FIRST), work, lambda row, error: "")
+    assert all(results) and counts == {"calls_stored": FIRST}
+
+
+def test_engines_without_room_are_refused(model: str) -> None:
+    """Ray would wait for ever for what no node has."""
+    for execution in (LLMExecution(engines=3), LLMExecution(cpus_per_engine=3), LLMExecution(gpus_per_engine=1)):
+        with pytest.raises(InputError, match="llm.execution: .* each, and the cluster has room for [02]"):
+            LLMPool(model, llm(model), execution)
+
+
+RECIPE = """
+name: killed
+workspace: {workspace}
+execution: {{num_cpus: 2, dashboard: false}}
+synthesize:
+  passages: {passages}
+  llm: &llm {{model: {model}, endpoint: "{url}", served_name: qwen}}
+  seed: 7
+  queries: 2
+  execution: &execution {{num_cpus: 0.25, concurrency: 4}}
+judge: {{queries: synthesize, llm: *llm, criteria: [standalone, searchable], execution: *execution}}
+"""
+
+
+def run_here(config: Path) -> dict[str, Artifact]:
+    recipe = load(RecipeConfig, str(config))
+    return {bound.stage.name: runner.run_here(bound, recipe) for bound in runner.bind(recipe, STAGES)}
+
+
+def test_stages_that_are_killed_buy_every_answer_once(workspace: Path, model: str, tmp_path: Path) -> None:
+    """kill -9 of the driver with all its processes, in synthesize and then in judge, and an undisturbed run beside."""
+    with served.Server().running() as server:
+        def queries(request: dict) -> str:
+            document = request["messages"][0]["content"].split("\n")[1]
+            return json.dumps({"queries": [f"{document[:4]}在哪{i}" for i in range(2)]})
+
+        server.reply = queries
+        configs = {}
+        for name in ("killed", "calm"):
+            (tmp_path / name).mkdir()
+            configs[name] = tmp_path / f"{name}.yaml"
+            configs[name].write_text(RECIPE.format(workspace=tmp_path / name, passages=workspace / "curate-0",
+                                                   model=model, url=server.url))  # fmt: skip
+        verdicts = 2 * 2 * ROWS
+        for limit in (ROWS // 2, ROWS + verdicts // 2):
+            server.allow(limit)
+            kill_when_stored(configs["killed"], tmp_path / "killed" / "answers", limit)
+        assert not list(tmp_path.glob("killed/judge-*/manifest.json"))
+        server.allow(float("inf"))
+        found = run_here(configs["killed"])
+        assert set(server.answered.values()) == {1} and server.answered.total() == ROWS + verdicts
+        with AnswerStore(str(tmp_path / "killed" / "answers")) as store:
+            assert len(store) == ROWS + verdicts
+        calm = run_here(configs["calm"])
+    for stage, table in (("synthesize", "synthetic"), ("judge", "judged"), ("judge", "groups")):
+        assert found[stage].read(table).equals(calm[stage].read(table)) and len(calm[stage].read(table)) >= ROWS
+
+
+def kill_when_stored(config: Path, answers: Path, number: int) -> None:
+    """Runs a recipe until so many answers are stored, then kills its driver and everything that Ray started for it."""
+    import psutil
+
+    environment = {**os.environ, "RAY_raylet_death_check_interval_milliseconds": "1000"}
+    with open(config.with_suffix(".log"), "ab") as log:
+        driver = subprocess.Popen([sys.executable, "jobs/recipe.py", "--config", str(config)], cwd=ROOT,
+                                  env=environment, stdout=log, stderr=log)  # fmt: skip
+    while driver.poll() is None:
+        time.sleep(0.05)
+        if answers.exists():
+            with AnswerStore(str(answers)) as store:
+                if len(store) == number:
+                    break
+    assert driver.poll() is None, config.with_suffix(".log").read_text()[-3000:]
+    root = psutil.Process(driver.pid)
+    family = [root, *root.children(recursive=True)]
+    for process in family:
+        process.kill()
+    driver.wait()
+    psutil.wait_procs(family)

@@ -5,7 +5,8 @@ As a script it is the driver of some runs, which the tests start in a process gr
     python tests/integration/test_training.py INPUTS WORKSPACE RUNS    RUNS: JSON list of [name, changes, loses] triples
 
 `changes` to the base config's execution, or of it. Behind step 6 the run loses what `loses` says: nothing, a worker
-(the driver kills one), or a node (it runs on two nodes of one CPU each, and the second goes).
+(the driver kills one), a node (it runs on two nodes of one CPU each, and the second goes) or its driver (which the
+tests kill). The last file of its plan cannot be opened until then, so that it waits at step 8, however late the kill.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from chuxin.training.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, KILL_AT = 12, 6
+STEPS, FIRST_FILE, KILL_AT = 12, 8, 6
 MARK = f"*/state/checkpoints/step-{KILL_AT:08d}-*/complete.json"
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, schedule="wsd", decay_steps=4)
 TIMED = {"seconds", "tokens_per_second", "mfu"}
 Runs = list[tuple[str, dict, str]]
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # eight runs one after another
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]  # nine runs one after another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +86,19 @@ def drive(inputs: str, workspace: str, runs: Runs) -> None:
         ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, **options)
     for name, changes, loses in runs:
         print(f"{name}: begins", flush=True)
+        if loses:  # inputs are known by their content, so that a copy of the plan makes no other run
+            plan = Path(shutil.copytree(f"{inputs}/plan", f"{inputs}/plan-{name}"))
+            changes = {**changes, "plan": plan.name}
         made = recipe(inputs, workspace, name, dict(changes))
         stage, = (f.name for f in dataclasses.fields(made) if f.name != "workspace" and getattr(made, f.name))
-        if loses:
-            target, given = (kill_worker, ()) if loses == "worker" else (remove_node, nodes)
-            threading.Thread(target=target, args=(Path(workspace) / name, *given), daemon=True).start()
         bound, = runner.bind(made, tuple(
             Stage(one, "finetune", f"chuxin.training.worker:{one}", 1) for one in ("finetune", "reranker")
         ))  # fmt: skip
+        if loses:
+            close(plan)
+        if loses in ("worker", "node"):
+            given = (plan, Path(workspace) / name, *(nodes or ()))
+            threading.Thread(target=lose, args=given, daemon=True).start()
         started = time.time()
         try:
             runner.run_here(bound, made)
@@ -104,16 +110,38 @@ def drive(inputs: str, workspace: str, runs: Runs) -> None:
         nodes[0].shutdown()
 
 
-def kill_worker(workspace: Path) -> None:
-    """Kills a training worker of this driver once the checkpoint is complete; its pid is known before."""
-    workers: list[int] = []
+def lose(plan: Path, workspace: Path, cluster: Any = None, node: Any = None) -> None:
+    """Ends a training worker of this driver once the checkpoint is complete, or a node with the worker on it."""
+    workers: set[int] = set()
     while len(workers) < 2:
         time.sleep(0.1)
-        workers = [pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in command(pid)]
+        workers = {pid for pid in descendants(os.getpid()) if b"RayTrainWorker" in command(pid)}
+    lost = {min(workers)} if node is None else workers & descendants(node.all_processes["raylet"][0].process.pid)
+    assert len(lost) == 1
     while not list(workspace.glob(MARK)):
         time.sleep(0.01)
-    os.kill(workers[0], signal.SIGKILL)
-    print(f"killed worker {workers[0]}", flush=True)
+    for pid in workers:  # so that none goes on when the plan is whole again, which it is before they are replaced
+        os.kill(pid, signal.SIGSTOP)
+    reopen(plan)
+    if node is not None:
+        cluster.remove_node(node, allow_graceful=False)
+    for pid in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if pid in lost else signal.SIGCONT)
+    print(f"lost {'a worker' if node is None else 'a node'}", flush=True)
+
+
+def close(plan: Path) -> None:
+    """Puts a pipe in the place of a plan's last file: who opens it waits for a writer that never comes."""
+    last = max(plan.glob("parts/*/plan.parquet"))
+    last.rename(f"{last}.held")
+    os.mkfifo(last)
+
+
+def reopen(plan: Path) -> None:
+    """Puts the file back, for those who have not opened the pipe yet."""
+    held, = plan.glob("parts/*/plan.parquet.held")
+    held.replace(held.with_suffix(""))
 
 
 def two_nodes() -> tuple:
@@ -121,16 +149,10 @@ def two_nodes() -> tuple:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **memory})
+    # A lost node refuses connections at once; by default Ray asks five times, every 3 s, before it believes that.
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}, **memory}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     return cluster, cluster.add_node(num_cpus=1, **memory)
-
-
-def remove_node(workspace: Path, cluster: Any, node: Any) -> None:
-    """Ends the second node at once, with whatever runs on it, when the checkpoint is complete."""
-    while not list(workspace.glob(MARK)):
-        time.sleep(0.01)
-    cluster.remove_node(node, allow_graceful=False)
-    print("removed a node", flush=True)
 
 
 def start(inputs: Path, workspace: Path, runs: Runs) -> subprocess.Popen:
@@ -162,7 +184,7 @@ def descendants(root: int) -> set[int]:
 
 
 def kill(process: subprocess.Popen, everything: bool) -> None:
-    """Kills a driver, alone or with everything Ray started for it."""
+    """Kills a driver, alone or with everything Ray started for it, by SIGKILL."""
     for pid in {process.pid} | (descendants(process.pid) if everything else set()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -171,7 +193,7 @@ def kill(process: subprocess.Popen, everything: bool) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 2 × 96, a plan of 12 batches of 40 groups of two or three passages, and a benchmark."""
+    """A model of 2 × 96, a plan of 12 batches of 40 groups of two or three passages in two files, a benchmark."""
     from chuxin.models.checkpoint import save_model
     from chuxin.models.config import InitConfig
     from chuxin.models.start import new_model, train_tokenizer
@@ -185,7 +207,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(new_model(shape, len(tokenizer)), tokenizer, str(directory / "model"))
     write_plan(str(directory / "plan"), len(tokenizer), vocabulary_fingerprint(tokenizer))
     shutil.copytree(directory / "plan", directory / "damaged")
-    damage(next((directory / "damaged").glob("parts/*/plan.parquet")))
+    damage(min((directory / "damaged").glob("parts/*/plan.parquet")))
     write_benchmark(directory / "benchmark", sentences)
     return directory
 
@@ -202,8 +224,8 @@ def write_plan(uri: str, ids: int, vocabulary: str) -> None:
     def text(low: int, high: int) -> list[int]:
         return [0, *draw.integers(4, ids - 1, draw.integers(low, high)).tolist(), 2]
 
-    def row(batch: int, index: int, part: int) -> dict:
-        key = 1000 * batch + 10 * index
+    def row(bucket: int, batch: int, index: int, part: int) -> dict:
+        key = 100_000 * bucket + 1000 * batch + 10 * index
         passages = [{"passage_id": key + n, "text_hash": key + n, "token_ids": text(60, 100), "score": None}
                     for n in range(2 + index % 2)]  # fmt: skip
         query = [0, *passages[0]["token_ids"][1:12], 2]  # so that there is something to learn
@@ -211,14 +233,15 @@ def write_plan(uri: str, ids: int, vocabulary: str) -> None:
                 "source": "ab"[index % 2], "query_ids": query, "passages": passages,
                 "lengths": [len(query), *(len(passage["token_ids"]) for passage in passages)]}  # fmt: skip
 
-    slices = [[row(batch, index, part) for index in range(40) if index % 4 == part]
-              for batch in range(STEPS) for part in range(4)]  # fmt: skip
-    facts = {"batches": STEPS, "slices": 4, "vocabulary": vocabulary, "max_token_id": ids - 2, "max_row": "",
-             "longest": 101, "longest_row": "", "sources": ["a", "b"], "without_negatives": None}  # fmt: skip
+    facts = {"slices": 4, "vocabulary": vocabulary, "max_token_id": ids - 2, "max_row": "", "longest": 101,
+             "longest_row": "", "sources": ["a", "b"], "without_negatives": None}  # fmt: skip
     draft = Draft(uri, "f" * 32, {}, print)
-    with draft.attempt("epoch000-bucket0000") as attempt:
-        attempt.write("plan", (pa.Table.from_pylist(rows, PLAN_GROUPS) for rows in slices), PLAN_GROUPS)
-        attempt.count(facts=facts)
+    for bucket, batches in enumerate((FIRST_FILE, STEPS - FIRST_FILE)):
+        slices = [[row(bucket, batch, index, part) for index in range(40) if index % 4 == part]
+                  for batch in range(batches) for part in range(4)]  # fmt: skip
+        with draft.attempt(f"epoch000-bucket{bucket:04d}") as attempt:
+            attempt.write("plan", (pa.Table.from_pylist(rows, PLAN_GROUPS) for rows in slices), PLAN_GROUPS)
+            attempt.count(facts={"batches": batches, **facts})
     draft.close()
 
 
@@ -248,7 +271,8 @@ def workspace(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     whole      left alone: 1 worker, ZeRO 0
     killed     dies behind step 6 with everything Ray started; run again as it was
-    wider      the same death; run again with 2 workers and ZeRO 3
+    driverless its driver alone dies there; run again as it was
+    wider      as killed; run again with 2 workers and ZeRO 3
     narrower   2 workers and ZeRO 2 whose driver dies; run again with 1 worker and ZeRO 0
     pair       left alone: 2 workers, ZeRO 1, with a dev benchmark
     lost       the same, but one of the workers dies
@@ -257,23 +281,19 @@ def workspace(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     space = tmp_path_factory.mktemp("runs") / "space"
     two = {"execution": {"num_workers": 2, "zero_stage": 2}}
-    doomed = {name: start(inputs, space, [(name, changes, "")])
-              for name, changes in (("killed", {}), ("narrower", two))}  # fmt: skip
-    deadline = time.monotonic() + 250
-    while doomed:
-        for name, process in list(doomed.items()):
-            assert process.poll() is None and time.monotonic() < deadline, f"{name} ended too early"
-            for mark in (space / name).glob(MARK):
-                # As its successor will: a driver's workers outlive it by up to a second, enough for all steps left.
-                state = mark.parents[2]
-                checkpoint.claim(str(state))
-                kill(doomed.pop(name), everything=name == "killed")
-                assert checkpoint.newest(str(state)).step == KILL_AT and not (state / "export.json").exists(), name
-        time.sleep(0.01)
+    doomed = {name: start(inputs, space, [(name, changes, "driver")])
+              for name, changes in (("killed", {}), ("driverless", {}), ("narrower", two))}  # fmt: skip
+    deadline = time.monotonic() + 300
+    for name, process in doomed.items():
+        while not (marks := list((space / name).glob(MARK))):
+            assert process.poll() is None and time.monotonic() < deadline, f"{name} ended too early\n{log(space)}"
+            time.sleep(0.05)
+        kill(process, everything=name == "killed")
+        assert checkpoint.newest(str(marks[0].parents[2])).step == KILL_AT, name
     shutil.copytree(space / "killed", space / "wider")
     pair = {"dev": True, "execution": {"num_workers": 2, "zero_stage": 1}}
     finish(inputs, space, [
-        ("killed", {}, ""), ("whole", {}, ""), ("narrower", {}, ""),
+        ("killed", {}, ""), ("driverless", {}, ""), ("whole", {}, ""), ("narrower", {}, ""),
         ("wider", {"execution": {"num_workers": 2, "zero_stage": 3}}, ""), ("pair", pair, ""), ("lost", pair, "worker"),
         ("damaged", {"plan": "damaged", "execution": {"num_workers": 2}}, ""),
         ("reranker", {"stage": "reranker", "execution": {"num_workers": 2}}, ""),
@@ -316,18 +336,19 @@ def result(workspace: Path, name: str) -> tuple[dict, Path, list[dict]]:
     return manifest, directory, records
 
 
-def test_killed_and_run_again_gives_the_same_weights_to_the_bit(workspace: Path) -> None:
-    (whole, expected, records), (manifest, found, again) = (result(workspace, name) for name in ("whole", "killed"))
+@pytest.mark.parametrize("name", ["killed", "driverless"])
+def test_killed_and_run_again_gives_the_same_weights_to_the_bit(workspace: Path, name: str) -> None:
+    (whole, expected, records), (manifest, found, again) = (result(workspace, run) for run in ("whole", name))
     assert (found / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
     assert untimed(records) == untimed(again) and [record["step"] for record in again] == list(range(1, STEPS + 1))
     assert set(records[0]) >= {"loss", "loss_by_source", "grad_norm", "lr", "accuracy", "padding_share", *TIMED}
     assert manifest["facts"] == whole["facts"] and manifest["rows_in"] == sum(r["rows"] for r in records)
-    assert continued(workspace, "whole") == [(0, 1)] and continued(workspace, "killed") == [(KILL_AT, 1)]
+    assert continued(workspace, "whole") == [(0, 1)] and continued(workspace, name) == [(KILL_AT, 1)]
 
 
 def test_a_lost_worker_is_replaced_and_gives_the_same_weights_to_the_bit(workspace: Path) -> None:
     (whole, expected, records), (manifest, found, again) = (result(workspace, name) for name in ("pair", "lost"))
-    assert "killed worker" in told(workspace, "lost")
+    assert "lost a worker" in told(workspace, "lost")
     assert continued(workspace, "pair") == [(0, 2)] and continued(workspace, "lost") == [(0, 2), (KILL_AT, 2)]
     assert (found / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
     assert untimed(records) == untimed(again) and manifest["facts"] == whole["facts"]
@@ -377,7 +398,7 @@ def test_an_error_of_one_rank_ends_the_run_with_its_message_and_records(workspac
 def test_a_group_goes_on_with_fewer_workers_when_a_node_is_lost(workspace: Path, inputs: Path) -> None:
     execution = {"num_workers": 2, "min_workers": 1, "zero_stage": 1}
     finish(inputs, workspace, [("shrunk", {"execution": execution}, "node")])
-    assert "removed a node" in told(workspace, "shrunk")
+    assert "lost a node" in told(workspace, "shrunk")
     assert continued(workspace, "shrunk") == [(0, 2), (KILL_AT, 1)]
     (_, _, one), (_, _, other) = (result(workspace, run) for run in ("whole", "shrunk"))
     assert [record["step"] for record in other] == list(range(1, STEPS + 1))

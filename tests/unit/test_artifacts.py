@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, write_json
+from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, input_files, write_json
 from chuxin.errors import InputError
+from chuxin.runner import Context
 
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 
@@ -99,3 +100,31 @@ def test_object_stores_hold_the_same_artifact() -> None:
     artifact = work.close()
     assert artifact.read("table")["id"].to_pylist() == [1, 2]
     assert Path(artifact.path("note.txt")).read_text() == "完"
+
+
+def test_what_a_reference_names_of_a_table(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    for key, table in (("a", "groups"), ("b", "groups"), ("c", "others")):
+        with made.attempt(key) as attempt:
+            attempt.write(table, [rows(1)], SCHEMA)
+    artifact = made.close()
+    ctx = Context("pack", made, {"curate": artifact}, print)
+    parts = artifact.parts("groups")
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    own = [folder / "1.parquet", folder / "below/2.parquet"]
+    for file in own:
+        file.write_bytes(b"")
+    (folder / "note.txt").write_text("no table")
+    first, second = (f"file://{file}" for file in own)
+    for ref, files in {
+        "curate": parts, artifact.uri: parts, parts[0]: [f"file://{parts[0]}"],
+        str(own[0]): [first], str(folder): [first, second], f"{folder}/*.parquet": [first],
+    }.items():  # fmt: skip
+        assert input_files(ctx, ref, "groups") == files, ref
+    for ref in ("curate", artifact.uri):
+        with pytest.raises(InputError, match=f"pack: {ref}: it holds no table `passages`"):
+            input_files(ctx, ref, "passages")
+    for ref in (folder / "3.parquet", folder / "note.txt", tmp_path / "nothing", folder / "*.csv"):
+        with pytest.raises(InputError, match="it holds no table `groups`"):
+            input_files(ctx, str(ref), "groups")

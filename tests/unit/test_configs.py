@@ -43,7 +43,7 @@ def test_refine_yaml_is_the_sample_recipe_up_to_its_stage() -> None:
     bound = [{b.stage.name: b.fingerprint for b in bind(world, STAGES)} for world in (refine, recipe)]
     assert bound[0].items() <= bound[1].items()  # what the recipe has committed is found
     missing = set(recipe.sections()) - set(refine.sections())
-    assert missing == {"reranker", "evaluate", "release", "serve"}
+    assert missing == {"reranker", "merge", "evaluate", "release", "serve"}
 
 
 def test_a_verb_runs_the_named_section_or_its_first() -> None:
@@ -58,7 +58,7 @@ def test_a_verb_runs_the_named_section_or_its_first() -> None:
 
 
 def test_a_released_model_is_the_one_that_the_report_leads_with() -> None:
-    for world in ("micro", "sample"):
+    for world, last in (("micro", "refine"), ("sample", "merge")):
         recipe = loaded(f"{world}/recipe.yaml")
         plain = [name for name in recipe.evaluate.systems() if name not in recipe.evaluate.bases()]
-        assert recipe.evaluate.models[plain[-1]] == recipe.release.model == "refine"
+        assert recipe.evaluate.models[plain[-1]] == recipe.release.model == last

@@ -31,6 +31,10 @@ class First:
     execution: How = field(default_factory=How)
     """How."""
 
+    def package_files(self) -> str:
+        """As stages have it whose prompts are files."""
+        return PROMPT[0]
+
 
 @dataclass(frozen=True)
 class Second:
@@ -54,6 +58,7 @@ class Recipe:
     """Second."""
 
 
+PROMPT = ["写一个问题"]
 STAGES = (Stage("first", "first", "m:f", 1), Stage("second", "second", "m:g", 1))
 
 
@@ -79,6 +84,9 @@ def test_what_it_computes_changes_it_and_all_downstream(recipe: Recipe, tmp_path
     for changed in (prints(replace(recipe, first=replace(recipe.first, size=2))),
                     prints(recipe, (STAGES[0]._replace(version=2), STAGES[1]))):
         assert changed["first"] != before["first"] and changed["second"] != before["second"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{__name__}.PROMPT", ["写两个问题"])
+        assert prints(recipe)["second"] != before["second"]
     downstream = prints(replace(recipe, second=replace(recipe.second, table=Ref("first:raw/y"))))
     assert downstream["first"] == before["first"] and downstream["second"] != before["second"]
     (tmp_path / "in" / "a.txt").write_text("乙")

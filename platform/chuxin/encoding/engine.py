@@ -16,8 +16,7 @@ import torch
 from chuxin.encoding.sparse import SparseVector, text_weights
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer
-from chuxin.models.encoder import Outputs
-from chuxin.models.packed import pack
+from chuxin.models.packed import Packed, pack
 from chuxin.models.vocabulary import ids_without_weight
 
 # Texts tokenised at once: bounds the memory of token lists, and leaves enough texts to sort by length.
@@ -106,20 +105,22 @@ class Encoder:
         limit = {"truncation": True, "max_length": self.max_length} if truncate else {}
         return self.tokenizer(list(texts), **limit, return_attention_mask=False, verbose=False)["input_ids"]
 
+    @torch.inference_mode()
     def encode_ids(self, ids: Sequence[Sequence[int]]) -> np.ndarray:
         """Returns the vectors float32 [N, H] of token sequences that `tokenize` could have given."""
         vectors_NH = np.empty((len(ids), self.width), dtype=np.float32)
-        for batch, outputs in self._forward(ids, heads=False):
-            vectors_NH[batch] = outputs.dense_NH.cpu().numpy()
+        for batch, packed in self._batches(ids):
+            vectors_NH[batch] = self.model.dense(packed).cpu().numpy()
         return vectors_NH
 
+    @torch.inference_mode()
     def encode_ids_all(self, ids: Sequence[Sequence[int]]) -> Encoded:
         """Returns all three outputs of token sequences that `tokenize` could have given."""
         dense_NH = np.empty((len(ids), self.width), dtype=np.float32)
         sparse: list[SparseVector] = [SparseVector.empty()] * len(ids)
         multi_vector = [np.empty(0, np.float32)] * len(ids)
-        for batch, outputs in self._forward(ids, heads=True):
-            dense_NH[batch], weight_T, vector_TD = (tensor.cpu().numpy() for tensor in outputs)
+        for batch, packed in self._batches(ids):
+            dense_NH[batch], weight_T, vector_TD = (tensor.cpu().numpy() for tensor in self.model(packed, heads=True))
             lengths = [len(ids[i]) for i in batch]
             ids_T = np.concatenate([np.asarray(ids[i], np.int64) for i in batch])
             weighed = text_weights(ids_T, weight_T, lengths, self._without_weight)
@@ -128,10 +129,9 @@ class Encoder:
                 sparse[index], multi_vector[index] = own, vector_LD[1:]
         return Encoded(dense_NH, sparse, multi_vector)
 
-    @torch.inference_mode()
-    def _forward(self, ids: Sequence[Sequence[int]], heads: bool) -> Iterator[tuple[list[int], Outputs]]:
+    def _batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Packed]]:
         for batch in length_batches([len(sequence) for sequence in ids], self.batch_tokens):
-            yield batch, self.model(pack([ids[i] for i in batch]).to(self.device), heads)
+            yield batch, pack([ids[i] for i in batch]).to(self.device)
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -46,7 +46,7 @@ def score_pairs(
             waiting += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
             continue
         try:
-            scores_N[batch] = model(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
+            scores_N[batch] = model.score(pack([pairs[i] for i in batch]).to(device)).cpu().numpy()
         except RuntimeError as error:
             if len(batch) == 1 or not _is_out_of_memory(error):
                 raise

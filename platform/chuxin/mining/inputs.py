@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet, read_json
+from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet
 from chuxin.errors import InputError
 from chuxin.schema import KEEP
 from chuxin.search.store import shard_paths
@@ -22,26 +22,6 @@ if TYPE_CHECKING:
     from chuxin.runner import Context
 
 GROUP_COLUMNS = ("query_id", "query", "query_hash", "source", "positives", "negatives", "lineage")
-
-
-def input_files(ctx: Context, ref: str, table: str) -> list[str]:
-    """Returns the Parquet files of an artifact's table, or those that a path or glob names.
-
-    Raises:
-        InputError: There are none.
-    """
-    stage = ref.partition(":")[0]
-    if stage in ctx.inputs:
-        files = ctx.inputs[stage].parts(table)
-    elif not ref.endswith(".parquet") and read_json(f"{ref}/manifest.json") is not None:
-        files = Artifact(ref).parts(table)  # its other files are other tables and dead attempts
-    else:
-        fs, path = filesystem(ref)
-        found = fs.glob(path) if "*" in path else fs.find(path)
-        files = sorted(fs.unstrip_protocol(f) for f in found if f.endswith(".parquet"))
-    if not files:
-        raise InputError(f"{ctx.name}: {ref}", f"it holds no table `{table}`", "Name a stage or Parquet files that do")
-    return files
 
 
 def holds_values(files: Sequence[str], column: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chuxin.artifacts import Attempt, add_checksums, checksum, open_parquet
+from chuxin.artifacts import Attempt, add_checksums, checksum, input_files, open_parquet
 from chuxin.encoding.pairs import PairScorer
 from chuxin.errors import InputError
 from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
@@ -24,7 +24,6 @@ from chuxin.mining.inputs import (
     cut_row_groups,
     cut_rows,
     holds_values,
-    input_files,
     kept_ids,
     local_directory,
     open_store,
@@ -32,7 +31,7 @@ from chuxin.mining.inputs import (
 )  # fmt: skip
 from chuxin.mining.join import join_miners, join_spans
 from chuxin.mining.queries import BLOCK, load_queries, read_block, save_queries
-from chuxin.mining.rerank import SCORE_EDGES, rerank_table, score_histograms
+from chuxin.mining.rerank import rerank_table, score_histograms
 from chuxin.mining.select import FILLED, count_selected, select_table
 from chuxin.mining.shards import build_corpus_shard, build_own_shard, find_owners
 from chuxin.runner import Context
@@ -176,8 +175,6 @@ def rerank(ctx: Context, config: RerankConfig) -> None:
     fn = partial(_rerank_part, config, ctx.resolve(config.model), shards)
     ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
     _check_parts(ctx, work, "candidates")
-    with ctx.draft.attempt(SUMMARY) as attempt:
-        attempt.count(facts={"score_edges": list(SCORE_EDGES)})
 
 
 def _rerank_part(
@@ -224,7 +221,7 @@ def select(ctx: Context, config: SelectConfig) -> None:
     if not sum(done[key]["rows_out"] for key in work):
         drops = sum((Counter(done[key]["drops"]) for key in work), Counter())
         reasons = ", ".join(f"{number} {reason}" for reason, number in drops.most_common()) or "there are none"
-        remedy = "Loosen the bounds that the reasons name; the histograms of the scores stand in rerank's manifest"
+        remedy = "Loosen the bounds that the reasons name; the report plots the scores"
         raise InputError(f"{ctx.name}: {config.candidates}", f"no group is kept: {reasons}", remedy)
     with ctx.draft.attempt(SUMMARY) as attempt:
         attempt.count(facts={"by_source": by_source})
@@ -236,7 +233,7 @@ def _select_part(config: SelectConfig, shards: Sequence[str], key: str, file: st
     groups, filled, passages = select_table(table, PassageStore(shards), config, file)
     attempt.write("groups", [groups], GROUPS, "query_id")
     attempt.write("filled", [filled], FILLED)
-    counts = count_selected(groups)
+    counts = count_selected(groups, config.score)
     attempt.count(rows_in=len(table), rows_out=counts.kept, drops=counts.drops, histograms=counts.histograms)
     ids_read = checksum([table["query_id"].to_numpy()])
     attempt.count(facts={key: {"by_source": counts.by_source, "passages": passages, "ids_read": ids_read}})

@@ -16,13 +16,9 @@ import pyarrow as pa
 
 from chuxin.mining.columns import Columns, own_passages, read_columns
 from chuxin.mining.join import NO_RANK
+from chuxin.report.bins import score_bins
 from chuxin.schema import CANDIDATE, CANDIDATES
 from chuxin.search.store import PassageStore
-
-SCORE_EDGES = (-12.0, 12.0, 0.5)
-"""Lowest edge, highest edge and width of the histograms' bins: bin 0 holds what lies under the lowest edge, bin i the
-scores from −12 + (i − 1) / 2 up to −12 + i / 2, the last bin those from 12 on. bge-reranker's logits lie in about
-−11 to 11."""
 
 
 class Scorer(Protocol):
@@ -83,18 +79,10 @@ def with_scores(table: pa.Table, scores_N: np.ndarray) -> pa.Table:
 
 
 def score_histograms(table: pa.Table) -> dict[str, list[int]]:
-    """Counts scores in the bins of `SCORE_EDGES`: of own positives, own negatives and mined passages."""
+    """Counts the scores of own positives, own negatives and mined passages."""
     columns = read_columns(table)
-    kinds = {"given": columns.given_N, "own_negatives": columns.own_negative_N, "mined": columns.own_N < 0}
-    return {f"rerank_{name}": bins(columns.rerank_N[kind]) for name, kind in kinds.items()}
-
-
-def bins(scores_N: np.ndarray) -> list[int]:
-    """Counts scores in the bins of `SCORE_EDGES`; NaN counts nowhere."""
-    low, high, width = SCORE_EDGES
-    edges = np.arange(low, high + width / 2, width)
-    return np.bincount(np.searchsorted(edges, scores_N[~np.isnan(scores_N)], side="right"),
-                       minlength=len(edges) + 1).tolist()  # fmt: skip
+    kinds = {"own_positives": columns.given_N, "own_negatives": columns.own_negative_N, "mined": columns.own_N < 0}
+    return {f"logit_{name}": score_bins("logit", columns.rerank_N[kind]) for name, kind in kinds.items()}
 
 
 def _chosen(columns: Columns, top_k: int | None) -> np.ndarray:

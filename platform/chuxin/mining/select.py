@@ -21,7 +21,7 @@ from chuxin.mining.columns import Columns, own_passages, read_columns
 from chuxin.mining.config import SelectConfig
 from chuxin.mining.draws import Filled, fill, mix
 from chuxin.mining.join import NO_RANK
-from chuxin.mining.rerank import bins
+from chuxin.report.bins import score_bins
 from chuxin.schema import GROUPS, KEEP, PASSAGE
 from chuxin.search.store import PassageStore
 
@@ -138,8 +138,8 @@ def choose(columns: Columns, query_id_Q: np.ndarray, config: SelectConfig) -> Ch
     return Choice(positive_M, negative_M, reasons)
 
 
-def count_selected(groups: pa.Table) -> Counts:
-    """Counts the selected groups."""
+def count_selected(groups: pa.Table, score: str) -> Counts:
+    """Counts the selected groups; `score` is the config's: what the scores are."""
     by_source: dict[str, dict[str, int]] = {}
     drops: Counter[str] = Counter()
     pairs = groups.group_by(["source", "status"], use_threads=False).aggregate([([], "count_all")]).to_pylist()
@@ -152,7 +152,9 @@ def count_selected(groups: pa.Table) -> Counts:
     for side in ("positives", "negatives"):
         scores = kept[side].combine_chunks().flatten().field("score") if len(kept) else pa.nulls(0, pa.float32())
         scores = scores.combine_chunks() if isinstance(scores, pa.ChunkedArray) else scores
-        histograms[f"score_{side}"] = bins(pc.fill_null(scores, np.nan).to_numpy(zero_copy_only=False))
+        kind = "logit" if score == "rerank" else "cosine"
+        scores_N = pc.fill_null(scores, np.nan).to_numpy(zero_copy_only=False)
+        histograms[f"{kind}_{side}"] = score_bins(kind, scores_N)
     return Counts(len(kept), drops, by_source, histograms)
 
 

@@ -102,6 +102,10 @@ class M3Model(nn.Module):
             vector_TD = functional.normalize(self.colbert_linear(states_TH).float(), dim=-1)
         return Outputs(dense_NH, weight_T, vector_TD)
 
+    def dense(self, packed: Packed) -> torch.Tensor:
+        """Returns the dense vectors [N, H] of packed texts alone, for inference: see `packed.encode_first`."""
+        return functional.normalize(packing.encode_first(self.backbone, packed).float(), dim=-1)
+
     def encode(self, packed: Packed, dropout: Dropout | None = None) -> torch.Tensor:
         """Returns the last hidden states [T, H] of packed texts."""
         return packing.encode(self.backbone, packed, dropout, self.checkpointing)

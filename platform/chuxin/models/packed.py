@@ -136,9 +136,7 @@ def encode(
         ValueError: A text has more tokens than the model has positions. (On CUDA the table's own check would abort
             the process.)
     """
-    longest = max(packed.lengths, default=0)
-    if longest > position_count(backbone):
-        raise ValueError(f"a text of {longest} tokens; the model has {position_count(backbone)} positions")
+    _require_positions(backbone, packed)
     states_TH = embed(backbone, packed, dropout)
     for index, layer in enumerate(backbone.encoder.layer):
         if checkpointing and torch.is_grad_enabled():
@@ -148,6 +146,34 @@ def encode(
     return states_TH
 
 
+def encode_first(backbone: PreTrainedModel, packed: Packed) -> torch.Tensor:
+    """Runs the backbone for the first token of each text alone; returns its last hidden states [N, H].
+
+    The last layer then needs only keys and values of all tokens, a sixth of its products: of two layers 0.42 are saved,
+    of 24 0.035. For inference; training computes what the other heads read too.
+
+    *Relations*: equal to the first rows of `encode` (1e-5 in fp32).
+    """
+    _require_positions(backbone, packed)
+    states_TH = embed(backbone, packed)
+    *layers, last = backbone.encoder.layer
+    for index, layer in enumerate(layers):
+        states_TH = _layer(layer, states_TH, packed, None, index)
+    own = last.attention.self
+    first_NH = states_TH[packed.bounds_N1[:-1].long()]
+    query_NAD, key_TAD, value_TAD = (
+        linear(states).unflatten(-1, (own.num_attention_heads, -1))
+        for linear, states in ((own.query, first_NH), (own.key, states_TH), (own.value, states_TH))
+    )
+    return _finish(last, attend_first(query_NAD, key_TAD, value_TAD, packed), first_NH, None, 0)
+
+
+def _require_positions(backbone: PreTrainedModel, packed: Packed) -> None:
+    longest = max(packed.lengths, default=0)
+    if longest > position_count(backbone):
+        raise ValueError(f"a text of {longest} tokens; the model has {position_count(backbone)} positions")
+
+
 def _layer(
     layer: nn.Module, states_TH: torch.Tensor, packed: Packed, dropout: Dropout | None, index: int
 ) -> torch.Tensor:
@@ -155,7 +181,15 @@ def _layer(
     projections = (attention.self.query, attention.self.key, attention.self.value)
     heads = attention.self.num_attention_heads
     query, key, value = (linear(states_TH).unflatten(-1, (heads, -1)) for linear in projections)
-    mixed_TH = attention.output.dense(attend(query, key, value, packed))
+    return _finish(layer, attend(query, key, value, packed), states_TH, dropout, index)
+
+
+def _finish(
+    layer: nn.Module, mixed_TH: torch.Tensor, states_TH: torch.Tensor, dropout: Dropout | None, index: int
+) -> torch.Tensor:
+    """What a layer does after its attention, token by token."""
+    attention = layer.attention
+    mixed_TH = attention.output.dense(mixed_TH)
     mixed_TH = dropout(mixed_TH, 2 * index + 1) if dropout else mixed_TH
     states_TH = attention.output.LayerNorm(mixed_TH + states_TH)
     fed_TH = layer.output.dense(layer.intermediate.intermediate_act_fn(layer.intermediate.dense(states_TH)))
@@ -186,4 +220,27 @@ def attend(query_TAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tens
         query, key, value = (tensor.unflatten(0, (texts, length)).transpose(1, 2) for tensor in part)
         mixed_NALD = functional.scaled_dot_product_attention(query, key, value)
         mixed.append(mixed_NALD.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(mixed)
+
+
+def attend_first(
+    query_NAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tensor, packed: Packed
+) -> torch.Tensor:
+    """Softmax attention of one token of each text to all of that text; returns [N, A·D]."""
+    if not packed.lengths:
+        return query_NAD.flatten(-2)
+    if query_NAD.is_cuda and query_NAD.dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        each_N1 = torch.arange(len(packed.lengths) + 1, dtype=torch.int32, device=query_NAD.device)
+        longest = max(packed.lengths)
+        return varlen_attn(query_NAD, key_TAD, value_TAD, each_N1, packed.bounds_N1, 1, longest).flatten(-2)
+    runs = [(length, len(list(run))) for length, run in groupby(packed.lengths)]
+    queries = query_NAD.split([texts for _, texts in runs])
+    keys, values = (tensor.split([length * texts for length, texts in runs]) for tensor in (key_TAD, value_TAD))
+    mixed = []
+    for (length, texts), query, key, value in zip(runs, queries, keys, values, strict=True):
+        key, value = (tensor.unflatten(0, (texts, length)).transpose(1, 2) for tensor in (key, value))
+        mixed_NA1D = functional.scaled_dot_product_attention(query.unsqueeze(2), key, value)
+        mixed.append(mixed_NA1D.flatten(1))
     return torch.cat(mixed)

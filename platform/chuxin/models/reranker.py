@@ -175,6 +175,12 @@ class CrossEncoder(nn.Module):
     def forward(self, packed: Packed, dropout: Dropout | None = None) -> torch.Tensor:
         """Returns the scores [N] of packed pairs, fp32; higher is more relevant. The classifier computes in fp32."""
         hidden_TH = packing.encode(self.roberta, packed, dropout, self.checkpointing)
-        first_NH = hidden_TH[packed.bounds_N1[:-1].long()]
+        return self._classified(hidden_TH[packed.bounds_N1[:-1].long()])
+
+    def score(self, packed: Packed) -> torch.Tensor:
+        """Returns the same scores, for inference: see `packed.encode_first`."""
+        return self._classified(packing.encode_first(self.roberta, packed))
+
+    def _classified(self, first_NH: torch.Tensor) -> torch.Tensor:
         with torch.autocast(first_NH.device.type, enabled=False):
             return self.classifier(first_NH.to(self.classifier.dense.weight.dtype)).float()

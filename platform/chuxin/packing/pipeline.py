@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.artifacts import Artifact, Attempt, add_checksums, checksum, filesystem, open_parquet, read_json
+from chuxin.artifacts import Attempt, add_checksums, checksum, input_files, open_parquet
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_tokenizer
 from chuxin.models.vocabulary import require_special_tokens, vocabulary_fingerprint
@@ -71,26 +71,6 @@ def pack_texts(ctx: Context, config: PackTextsConfig) -> None:
     check_lengths(limits, max_len=config.max_len)
     tokenise = partial(_map_texts, config=config, limits=limits, limit=limit)
     _run(ctx, config, files, tokenise, partial(_reduce_texts, config=config, vocabulary=vocabulary), config.passages)
-
-
-def input_files(ctx: Context, ref: str, table: str) -> list[str]:
-    """Returns the Parquet files of an artifact's table, or those that a path or glob names.
-
-    Raises:
-        InputError: There are none.
-    """
-    stage = ref.partition(":")[0]
-    if stage in ctx.inputs:
-        files = ctx.inputs[stage].parts(table)
-    elif read_json(f"{ref}/manifest.json") is not None:
-        files = Artifact(ref).parts(table)  # its other files are other tables and dead attempts
-    else:
-        fs, path = filesystem(ref)
-        found = fs.glob(path) if "*" in path else fs.find(path)
-        files = sorted(fs.unstrip_protocol(f) for f in found if f.endswith(".parquet"))
-    if not files:
-        raise InputError(f"{ctx.name}: {ref}", f"it holds no table `{table}`", "Name the curate stage or Parquet files")
-    return files
 
 
 def highest_draw(files: list[str], id_column: str, seed: int, most: int | None) -> int:
@@ -219,7 +199,7 @@ def _reduce_groups(
     figures = Figures()
     attempt.write("plan", figures.watch(group_slices(table, plan.batches, epoch, config.slices)), PLAN_GROUPS)
     _finish(attempt, figures, len(plan.batches), table, config, vocabulary)
-    attempt.count(drops={"leftover": plan.leftover} if plan.leftover else {})
+    attempt.count(drops={"alone_without_negative": plan.alone} if plan.alone else {})
 
 
 def _reduce_texts(

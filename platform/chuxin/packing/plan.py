@@ -78,10 +78,10 @@ class Lengths(NamedTuple):
 
 
 class GroupPlan(NamedTuple):
-    """Batches of rows, and how many rows found no batch with a second one."""
+    """Batches of rows, and how many rows are in none: they bring no negative and found no batch with a second row."""
 
     batches: list[Rows]
-    leftover: int
+    alone: int
 
 
 def length_buckets(
@@ -148,7 +148,8 @@ def plan_groups(
         mixed: Whether a batch holds all sources instead of one.
 
     Returns:
-        Batches, of all sources and lengths in random order. Each row is in exactly one batch or counted as left over.
+        Batches, of all sources and lengths in random order. Each row is in exactly one batch or counted as alone. A row
+        makes a batch by itself if no other is left for it and it has a negative of its own.
     """
     lengths = lengths or Lengths((), (batch_size,))
     uses_N = copies(groups.weight_N, seed, _COPIES, epoch, groups.id_N)
@@ -163,7 +164,7 @@ def plan_groups(
     texts = _shared_texts(groups, rows)
 
     batches: list[np.ndarray] = []
-    leftover = 0
+    alone = 0
     part_R = np.zeros_like(source_R) if mixed else source_R
     for part in np.unique(part_R).tolist():
         of_part = np.flatnonzero(part_R == part)
@@ -174,17 +175,16 @@ def plan_groups(
             own = own[_dealt(source_R[own], key_R[own])]
             size = lengths.sizes[length]
             filled = [own[batch] for batch in fill([texts[row] for row in own.tolist()], size)]
-            last = length == present[-1]
-            done = [batch for batch in filled if len(batch) == size or (last and len(batch) > 1)]
-            batches += done
-            placed = sum(map(len, done))
-            if last:
-                leftover += len(own) - placed  # alone, a row has no in-batch negatives
-            else:
-                short = [batch for batch in filled if len(batch) < size]
+            full, short = [[batch for batch in filled if (len(batch) == size) == wanted] for wanted in (True, False)]
+            batches += full
+            if length != present[-1]:
                 waiting = np.concatenate(short) if short else own[:0]
+                continue
+            taught = [batch for batch in short if len(batch) > 1 or rows.count_R[batch[0]]]
+            batches += taught
+            alone += len(short) - len(taught)  # one candidate, the positive: a loss of 0
     shuffled = np.argsort(mix(seed, _BATCHES, epoch, bucket, np.arange(len(batches))), kind="stable")
-    return GroupPlan([rows.take(batches[index]) for index in shuffled], leftover)
+    return GroupPlan([rows.take(batches[index]) for index in shuffled], alone)
 
 
 def fill(texts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chuxin.config import ModelRef, Ref
-from chuxin.synthesis.render import CRITERIA, DIFFICULTIES, KINDS, LENGTHS, Criterion, Difficulty, Kind, Length
+from chuxin.synthesis.render import (
+    CRITERIA,
+    DIFFICULTIES,
+    KINDS,
+    LENGTHS,
+    PROMPTS,
+    Criterion,
+    Difficulty,
+    Kind,
+    Length,
+    prompt_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,10 @@ class GateConfig:
         if not (0 < self.validation_share < 1 and 0 < self.keep_recall <= 1) or self.labels < 8:
             raise ValueError("validation_share and keep_recall must lie between 0 and 1, and labels be at least 8")
 
+    def package_files(self) -> str:
+        """Hash of the prompts that the stage asks with: part of its fingerprint, as a changed one changes its rows."""
+        return prompt_hash("gate")
+
 
 @dataclass(frozen=True)
 class SynthesizeConfig:
@@ -212,6 +227,10 @@ class SynthesizeConfig:
         if self.max_passages is not None and self.max_passages < 1:
             raise ValueError("max_passages must be at least 1; null asks about all")
 
+    def package_files(self) -> str:
+        """Hash of the mode's prompts; see GateConfig. It stands on every row too."""
+        return prompt_hash(*PROMPTS[self.mode])
+
 
 @dataclass(frozen=True)
 class PairRules:
@@ -261,6 +280,10 @@ class JudgeConfig:
         if not 0 <= self.threshold <= 1 or len(set(self.criteria)) < len(self.criteria):
             raise ValueError("threshold must lie between 0 and 1, and each criterion stand once")
 
+    def package_files(self) -> str:
+        """Hash of the criteria's prompts; see GateConfig."""
+        return prompt_hash(*self.criteria)
+
 
 @dataclass(frozen=True)
 class RelabelConfig:
@@ -297,3 +320,7 @@ class RelabelConfig:
         """The band must hold something."""
         if self.low > self.high or self.top_k < 1 or not 0 <= self.threshold <= 1:
             raise ValueError("low must not exceed high, top_k be at least 1 and threshold lie between 0 and 1")
+
+    def package_files(self) -> str:
+        """Hash of the prompt; see GateConfig."""
+        return prompt_hash("answered")

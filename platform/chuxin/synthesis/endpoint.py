@@ -52,7 +52,7 @@ class EndpointClient:
             await self._client.close()
             self._client = None
 
-    async def ask(self, call: Call, alone: bool = False) -> Answer:
+    async def ask(self, call: Call, share: int | None = None) -> Answer:
         """Sends one call."""
         options: dict[str, Any] = {}
         if call.choices:
@@ -68,6 +68,9 @@ class EndpointClient:
         )  # fmt: skip
         choice, usage = reply.choices[0], reply.usage
         cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
+        if call.choices and not (choice.logprobs and choice.logprobs.content):
+            raise InputError(self._url, "the endpoint gives no log-probabilities, which verdicts are made of",
+                             "Name one that knows `logprobs` and `top_logprobs`, or null to start engines of our own")
         scores = _choices(choice, call.choices) if call.choices else None
         return Answer(choice.message.content or "", choice.finish_reason, usage.prompt_tokens,
                       usage.completion_tokens, cached, scores)  # fmt: skip
@@ -120,9 +123,7 @@ def _choices(choice: Any, wanted: tuple[str, ...]) -> dict[str, float]:
     """Log-probabilities of the choices as first token; one that is not among the alternatives gets the least of them,
     which it cannot exceed.
     """
-    first = choice.logprobs.content[0] if choice.logprobs and choice.logprobs.content else None
-    if first is None:
-        return {}
+    first = choice.logprobs.content[0]
     found: dict[str, float] = {}
     for entry in (first, *first.top_logprobs):
         name = entry.token.strip()

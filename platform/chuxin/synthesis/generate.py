@@ -23,7 +23,6 @@ from chuxin.synthesis.render import (
     LENGTHS,
     describe,
     persona_schema,
-    prompt_hash,
     query_schema,
     rich_schema,
 )  # fmt: skip
@@ -33,8 +32,6 @@ from chuxin.synthesis.render import (
 from chuxin.synthesis.rules import strip
 
 Option = TypeVar("Option", bound=str)
-PROMPTS = {"rich": ("rich",), "faithful": ("persona", "query")}
-"""The prompt files of each mode; their hash stands on every row."""
 
 
 class Passage(NamedTuple):
@@ -64,11 +61,6 @@ class Written:
         """Counts an answer, whether it was bought now or found in the store: a rerun writes the same row."""
         self.prompt_tokens += answer.prompt_tokens
         self.output_tokens += answer.output_tokens
-
-
-def hash_of_prompts(config: SynthesizeConfig) -> str:
-    """Returns the hash of the prompt files that the mode uses."""
-    return prompt_hash(*PROMPTS[config.mode])
 
 
 def draw(passage_id: int, config: SynthesizeConfig) -> list[Wish]:

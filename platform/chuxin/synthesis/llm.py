@@ -1,19 +1,23 @@
 """LLM engines: Ray actors with one vLLM engine each, and the ledger of what a run may buy.
 
-An engine that dies is started again by its actor, an actor that dies by Ray; whoever waited is told and asks again
-(asking.py). Calls that show the same passage go to the same engine, so its prefix is there already.
+An engine that dies is started again by its actor, an actor that dies by Ray; whoever was in it is told and asks again
+among ever fewer others (asking.py), whoever waited for a turn only waits longer. Calls that show the same passage go
+to the same engine, so its prefix is there already.
 Leaves out: what is asked (generate.py, judge.py) and the store (store.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 import ray
 import xxhash
 from ray.exceptions import RayActorError, RayError
@@ -29,7 +33,12 @@ from chuxin.synthesis.turns import Turns
 # vLLM's default on CPUs is 128, and a passage of fewer tokens than a block shares nothing.
 _BLOCK = 32
 _PREFIX_CHARS = 200
-_START_TRIES = 60
+_BATCHED_TOKENS = 4096
+"""Tokens that an engine on a CPU computes in one step, at least; a whole prompt must fit."""
+_START_TRIES = 3
+"""Times that starting again may take an actor's process down too."""
+_QUEUED = 2
+"""Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
 _PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
 _SILENT_SECONDS = 30.0
 
@@ -49,7 +58,8 @@ class Engine:
         self._tokenizer: Any = None
         self._choice_ids: dict[str, int] = {}
         self._number = 0
-        self._turns, self._starting = Turns(), asyncio.Lock()
+        self._turns = Turns(_QUEUED * execution.max_num_seqs)
+        self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
         """Starts the engine if none runs; returns the actor's process id.
@@ -57,19 +67,21 @@ class Engine:
         Raises:
             InputError: The checkpoint cannot be served, or a verdict's choices are not one token each.
         """
-        async with self._starting:
-            if self._engine is None:
-                await self._start()
+        while self._engine is None:
+            if self._starting is None or self._starting.done():
+                self._starting = asyncio.create_task(self._start())
+            # All who wait share its error: each trying again in turn, hundreds of calls would wait for hours.
+            await asyncio.shield(self._starting)
         return os.getpid()
 
-    async def generate(self, call: Call, alone: bool) -> tuple[str, Any]:
-        """Computes one call.
+    async def generate(self, call: Call, share: int | None) -> tuple[str, Any]:
+        """Computes one call; `share` as for `Turns.turn`.
 
         Returns:
             ("answer", fields of Answer), ("refused", message), ("unanswered", message) or ("died", message): data,
             because an exception would come back wrapped.
         """
-        async with self._turns.turn(alone):
+        async with self._turns.turn(share):
             await self.start()
             return await self._generate(call)
 
@@ -86,7 +98,11 @@ class Engine:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self._execution.kv_cache_gib)
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             os.environ["OMP_NUM_THREADS"] = str(max(1, int(self._execution.cpus_per_engine)))
-            options = {"enforce_eager": True, "block_size": _BLOCK}
+            # A prompt cut between two steps makes vLLM turn its request's generator back, which CPU generators cannot
+            # do: the engine died of it once some dozens of calls with seeds came together.
+            whole = {"enable_chunked_prefill": False,
+                     "max_num_batched_tokens": max(_BATCHED_TOKENS, self._config.max_model_len)}  # fmt: skip
+            options = {"enforce_eager": True, "block_size": _BLOCK, **whole}
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -96,8 +112,7 @@ class Engine:
             max_num_seqs=self._execution.max_num_seqs, enable_prefix_caching=True, seed=0,
             # Of the choices alone, after all others are masked: both are there however unlikely the model finds them.
             logprobs_mode="processed_logprobs",
-            # Else a model that has lost its thread may write blanks to the end of its tokens.
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True}, **options,
+            structured_outputs_config={"backend": "xgrammar"}, **options,
         )  # fmt: skip
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
@@ -163,7 +178,7 @@ class Engine:
             # The ids themselves: a grammar of the two words also allows the first byte of either.
             options = {"allowed_token_ids": [self._id(c) for c in call.choices], "logprobs": len(call.choices)}
         elif call.schema:
-            options = {"structured_outputs": StructuredOutputsParams(json=call.schema)}
+            options = {"structured_outputs": StructuredOutputsParams(grammar=_grammar(orjson.dumps(call.schema)))}
         return SamplingParams(
             temperature=call.temperature, top_p=call.top_p, repetition_penalty=call.repetition_penalty,
             max_tokens=call.max_tokens, seed=call.seed if call.temperature else None, **options,
@@ -188,27 +203,30 @@ class PoolClient:
 
     def __init__(self, engines: list[Any]) -> None:
         self._engines = engines
+        self._returning: dict[int, asyncio.Future[None]] = {}
 
-    async def ask(self, call: Call, alone: bool = False) -> Answer:
-        """Sends one call to the engine that its first 200 characters choose."""
-        return await self._send(self._engine_of(call), call, alone)
+    async def ask(self, call: Call, share: int | None = None) -> Answer:
+        """Sends one call to the engine that its first 200 characters choose; `share` as for `Turns.turn`."""
+        return await self._send(self._place(call), call, share)
 
     async def probe(self, call: Call) -> None:
         """Sends a short call to the engine that a call goes to, alone."""
-        await self._send(self._engine_of(call), _PROBE, True)
+        await self._send(self._place(call), _PROBE, 1)
 
-    def _engine_of(self, call: Call) -> Any:
+    def _place(self, call: Call) -> int:
         prefix = call.messages[0]["content"][:_PREFIX_CHARS]
-        return self._engines[xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)]
+        return xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)
 
-    async def _send(self, engine: Any, call: Call, alone: bool) -> Answer:
+    async def _send(self, place: int, call: Call, share: int | None) -> Answer:
         try:
-            kind, value = await engine.generate.remote(call, alone)
+            if place in self._returning:  # sent now it would fail, and count against the call
+                await self._back(place)
+            kind, value = await self._engines[place].generate.remote(call, share)
         except RayActorError as error:
-            await _back(engine)
+            await self._back(place)
             raise EngineDied(str(error).splitlines()[0]) from error
         except RayError as error:
-            raise find_input_error(error) or error from error
+            raise find_input_error(error) or getattr(error, "cause", None) or error from error
         if kind == "died":
             raise EngineDied(value)
         if kind == "unanswered":
@@ -217,16 +235,57 @@ class PoolClient:
             raise CallFailed(value)
         return Answer(*value)
 
+    async def _back(self, place: int) -> None:
+        """Waits until Ray has started an actor again, and the actor its engine: once for all calls that wait for it."""
+        if place not in self._returning:
+            start = self._engines[place].start.options(max_task_retries=_START_TRIES)
+            self._returning[place] = asyncio.ensure_future(_ready(start.remote()))
+            self._returning[place].add_done_callback(lambda _: self._returning.pop(place))
+        await asyncio.shield(self._returning[place])
 
-async def _back(engine: Any) -> None:
-    """Waits until Ray has started an actor again; a call sent meanwhile would fail at once."""
-    for _ in range(_START_TRIES):
-        try:
-            await engine.start.remote()
-            return
-        except RayActorError:
-            await asyncio.sleep(1)
-    raise InputError("the LLM's engine", "its process ended and did not come back", "See the Ray logs for why")
+
+@functools.lru_cache(maxsize=256)
+def _grammar(schema: bytes) -> str:
+    """A JSON schema as a grammar that sets one blank after commas and colons, as models write JSON.
+
+    With any blanks allowed, a model that has lost its thread may write them to the end of its tokens. vLLM's own way
+    to forbid them (`disable_any_whitespace`) leaves none at all; the sample LLM then wrote "}" into its queries.
+    """
+    import xgrammar
+
+    separators = (", ", ": ")
+    return str(xgrammar.Grammar.from_json_schema(schema.decode(), any_whitespace=False, separators=separators))
+
+
+async def _ready(started: Any) -> None:
+    try:
+        await started
+    except RayError as error:
+        raise find_input_error(error) or InputError(
+            "the LLM's engine", f"its process ended and did not come back ({str(error).splitlines()[0][:200]})",
+            "See the Ray logs for why, and run again: stored answers stay"
+        ) from error  # fmt: skip
+
+
+def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) -> None:
+    """Refuses engines that no cluster of these nodes could hold: Ray itself would wait for ever.
+
+    Args:
+        nodes: CPUs and GPUs of each node, by name.
+        execution: What the engines shall take; each stands on one node.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    each = {name: number for name, number in (("CPU", execution.cpus_per_engine), ("GPU", execution.gpus_per_engine))
+            if number}  # fmt: skip
+    room = sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in each.items()), default=execution.engines)
+               for node in nodes)  # fmt: skip
+    if room < execution.engines:
+        takes = " and ".join(f"{number:g} {name}s" for name, number in each.items())
+        raise InputError("llm.execution", f"{execution.engines} engines of {takes} each, and the cluster has room for "
+                         f"{room}", "Lower engines, cpus_per_engine or gpus_per_engine, or raise execution.num_cpus "
+                         "(logical CPUs of a local run)")  # fmt: skip
 
 
 class Ledger:
@@ -319,6 +378,7 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:
         raise InputError(directory, "the LLM's directory has no config.json", "Give a checkpoint's directory")
     if importlib.util.find_spec("vllm") is None:
         raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
+    require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
     actor = ray.remote(Engine).options(
         num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_concurrency=10_000,
         max_task_retries=0,

@@ -26,6 +26,7 @@ from chuxin.errors import InputError
 from chuxin.identity import Identities
 from chuxin.ids import text_hash
 from chuxin.models.location import local_directory
+from chuxin.report.bins import score_bins
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, SYNTHETIC
 from chuxin.search.store import PassageStore, shard_paths
@@ -40,13 +41,12 @@ from chuxin.synthesis.config import (
     SynthesizeConfig,
 )
 from chuxin.synthesis.cut import Cutter
-from chuxin.synthesis.generate import Passage, Written, hash_of_prompts, matches_length, write
+from chuxin.synthesis.generate import Passage, Written, matches_length, write
 from chuxin.synthesis.judge import accepted, decide, yes
 from chuxin.synthesis.llm import LLMPool
 from chuxin.synthesis.parse import holds_fence
 from chuxin.synthesis.relabel import relabel as ask_about
 from chuxin.synthesis.relabel import uncertain
-from chuxin.synthesis.render import prompt_hash
 from chuxin.synthesis.slices import Slice, chosen, columns, draws, limit_of, slices
 from chuxin.synthesis.work import Crew
 
@@ -81,7 +81,8 @@ def gate(ctx: Context, config: GateConfig) -> None:
         gates.save(fitted, attempt.path("gate.npz"))
     ctx.draft.map({f"score-{key}": part for key, part in work.items()}, partial(_score, fitted, directory, config),
                   name=f"{ctx.name}: score", num_cpus=config.execution.num_cpus)  # fmt: skip
-    _summary(ctx, {"model": model, "prompt_hash": prompt_hash("gate"), "gate": fitted.facts}, [*asked])
+    facts = {"model": model, "prompt_hash": config.package_files(), "gate": fitted.facts}
+    _summary(ctx, config.execution, facts, [*asked])
 
 
 def _label(
@@ -110,8 +111,8 @@ def _score(
     rows = pa.table({"passage_id": table["passage_id"], "score": scores, "status": status})
     attempt.write("gate", [rows], gates.GATE, "passage_id")
     fallen = Counter(s for s in status if s != KEEP)
-    histogram = np.histogram(scores, bins=20, range=(0, 1))[0].tolist()
-    attempt.count(len(table), len(table) - fallen.total(), fallen, {"gate_score": histogram})
+    histograms = {"probability_gate": score_bins("probability", np.asarray(scores))}
+    attempt.count(len(table), len(table) - fallen.total(), fallen, histograms)
 
 
 def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
@@ -136,8 +137,8 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
     if not kept:
         raise InputError(ctx.name, f"none of {asked} passages gave a query ({_most(done)})",
                          "Read `raw` and `error` of the table `synthetic` in this stage's parts, and check the LLM")
-    facts = {"model": model, "prompt_hash": hash_of_prompts(config), "samples": _samples(ctx, done)}
-    _summary(ctx, facts, list(work))
+    facts = {"model": model, "prompt_hash": config.package_files(), "samples": _samples(ctx, done)}
+    _summary(ctx, config.execution, facts, list(work))
     ctx.log(f"queries for {kept:,} of {asked:,} passages")
 
 
@@ -158,7 +159,7 @@ def _write(
         return await write(passage, ask, config)
 
     written, counts = crew.run(passages, work, lambda _, error: Written(status="llm_error", error=str(error)))
-    prompts = hash_of_prompts(config)
+    prompts = config.package_files()
     rows = [{**passage._asdict(), **vars(row), "model": crew.model, "prompt_hash": prompts}
             for passage, row in zip(passages, written, strict=True)]  # fmt: skip
     attempt.write("synthetic", [columns(rows, SYNTHETIC)], SYNTHETIC, "passage_id")
@@ -197,7 +198,7 @@ def judge(ctx: Context, config: JudgeConfig) -> None:
     if not groups:
         raise InputError(ctx.name, f"none of {judged} queries is left ({_most(done)})",
                          "Loosen `rules`, `criteria` or `threshold`, or look at the table `judged` for what fell")
-    _summary(ctx, {"model": model, "prompt_hash": prompt_hash(*config.criteria)}, list(work))
+    _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files()}, list(work))
     ctx.log(f"{groups:,} of {judged:,} queries accepted")
 
 
@@ -209,7 +210,8 @@ def _judge(config: JudgeConfig, crew: Crew, key: str, item: Mapping[str, Any], a
 
     judged, counts = crew.run(rows, work, lambda _, error: ([], f"llm_error: {error}"[:200]))
     table, groups = [], []
-    queries, drops, histogram = 0, Counter[str](), np.zeros(20, np.int64)
+    queries, drops = 0, Counter[str]()
+    scores: dict[str, list[float]] = {criterion: [] for criterion in config.criteria}
     for row, (verdicts, status) in zip(rows, judged, strict=True):
         made = accepted(row, verdicts)
         groups += made
@@ -223,11 +225,14 @@ def _judge(config: JudgeConfig, crew: Crew, key: str, item: Mapping[str, Any], a
         drops.update(reason for reason in first.values() if reason != KEEP)
         repeated = sum(reason == KEEP for reason in first.values()) - len(made)
         drops.update({"repeated": repeated} if repeated else {})
-        scores = [v["score"] for v in verdicts if v["score"] is not None]
-        histogram += np.histogram(scores, bins=20, range=(0, 1))[0]
+        for v in verdicts:
+            if v["score"] is not None:
+                scores[v["criterion"]].append(v["score"])
     attempt.write("judged", [columns(table, JUDGED)], JUDGED, "passage_id")
     attempt.write("groups", [columns(groups, GROUPS)], GROUPS, "query_id")
-    attempt.count(queries, len(groups), drops, {"yes_probability": histogram.tolist()}, {key: dict(counts)})
+    histograms = {f"probability_{criterion}": score_bins("probability", np.array(values))
+                  for criterion, values in scores.items()}  # fmt: skip
+    attempt.count(queries, len(groups), drops, histograms, {key: dict(counts)})
 
 
 def relabel(ctx: Context, config: RelabelConfig) -> None:
@@ -251,7 +256,7 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
     if counts["candidates"] and not counts["candidates_scored"]:
         raise InputError(f"{ctx.name}: {config.candidates}", "no candidate has a score of a reranker",
                          "Name the rerank stage in `candidates`")
-    _summary(ctx, {"model": model, "prompt_hash": prompt_hash("answered")}, list(work))
+    _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files()}, list(work))
 
 
 def _relabel(
@@ -343,13 +348,13 @@ def _kept_ids(parts: Mapping[str, Slice], gated: Mapping[str, str]) -> Iterator[
         yield chosen(table, 0, (1 << 64) - 1, held)["passage_id"].to_numpy()
 
 
-def _summary(ctx: Context, facts: Mapping[str, Any], keys: Sequence[str]) -> None:
+def _summary(ctx: Context, execution: LLMExecution, facts: Mapping[str, Any], keys: Sequence[str]) -> None:
     """Adds the partitions' counts up into the artifact's facts."""
     done, total = ctx.draft.committed(), Counter[str]()
     for key in keys:
         total.update(done[key]["facts"].get(key, {}))
     with ctx.draft.attempt(_SUMMARY) as attempt:
-        attempt.count(facts={**facts, "llm": dict(total)})
+        attempt.count(facts={**facts, "engines": execution.engines, "llm": dict(total)})
 
 
 def _samples(ctx: Context, done: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -63,6 +63,9 @@ class Ask(NamedTuple):
     length: Length
 
 
+PROMPTS = {"rich": ("rich",), "faithful": ("persona", "query")}
+"""The prompt files of each mode of writing."""
+
 DOCUMENT_PROMPTS = ("persona", "query", "rich", "gate", "answered")
 """Prompts that show a document; the others show a query alone."""
 

@@ -24,6 +24,7 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
+_ANEW = "Run again with a new budget: what was bought is stored and is not bought twice"
 _MOST_LOST = 16
 """Rows without an answer after which a partition asks no further: whatever it is, it has not passed."""
 
@@ -80,13 +81,11 @@ class Crew(NamedTuple):
             for place in left:
                 if stop or len(lost) >= _MOST_LOST:
                     return
-                if self.ledger is not None:
-                    reason = await self.ledger.admit.remote(holder)
-                    if reason:
-                        remedy = "Run again with a new budget: what was bought is stored and is not bought twice"
-                        stop.append(InputError("budget", reason, remedy))
-                        return
                 try:
+                    reason = await self._told("admit", holder)
+                    if reason:
+                        stop.append(InputError("budget", reason, _ANEW))
+                        return
                     results[place] = await work(rows[place], asking)
                 except InputError as error:
                     stop.append(error)
@@ -94,15 +93,16 @@ class Crew(NamedTuple):
                     results[place] = failed(rows[place], error)
                 except Exception as error:
                     lost.append(error)
-                finally:
-                    if self.ledger is not None:
-                        bought = asking.counts["prompt_tokens_bought"] + asking.counts["output_tokens_bought"]
-                        owed, settled = bought - settled, bought
-                        await self.ledger.settle.remote(holder, owed)
+                bought = asking.counts["prompt_tokens_bought"] + asking.counts["output_tokens_bought"]
+                owed, settled = bought - settled, bought
+                try:
+                    await self._told("settle", holder, owed)
+                except InputError as error:
+                    stop.append(error)
 
         async def beat() -> None:
             while self.ledger is not None:
-                await self.ledger.beat.remote(holder)
+                await self._told("beat", holder)
                 await asyncio.sleep(_BEAT_SECONDS)
 
         beating = asyncio.create_task(beat())
@@ -118,14 +118,24 @@ class Crew(NamedTuple):
         if stop:
             # The first partition to say so ends the stage: wait until the others have stored what they had asked for.
             # One that takes longer than a request may loses what it has in work; why all stop is said in any case.
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, InputError):
                 async with asyncio.timeout(self.execution.timeout):
-                    while self.ledger is not None and await self.ledger.busy.remote():
+                    while await self._told("busy"):
                         await asyncio.sleep(_POLL_SECONDS)
             raise stop[0]
         if lost:
             raise _unanswered(lost, len(rows))
         return results
+
+    async def _told(self, method: str, *given: Any) -> Any:
+        """Asks the ledger; None without one. What nobody counts is not bought: a ledger that is gone ends the run."""
+        if self.ledger is None:
+            return None
+        try:
+            return await getattr(self.ledger, method).remote(*given)
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0][:200].rstrip(". ")
+            raise InputError("budget", f"the process that counts it is gone ({line})", _ANEW) from error
 
 
 def _unanswered(lost: list[Exception], rows: int) -> InputError:

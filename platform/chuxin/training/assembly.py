@@ -21,16 +21,16 @@ from chuxin.models.packed import Packed
 from chuxin.models.reranker import CrossEncoder, load_reranker, save_reranker
 from chuxin.models.retromae import RetroMAE
 from chuxin.models.retromae_masks import Drawing
-from chuxin.models.vocabulary import ids_without_weight, require_special_tokens, vocabulary_fingerprint
+from chuxin.models.vocabulary import NEEDED, ids_without_weight, require_special_tokens, vocabulary_fingerprint
 from chuxin.training.config import FinetuneConfig, PretrainConfig, RerankerConfig, TrainingConfig
 from chuxin.training.dev import Score, dev_score, rerank_score
 from chuxin.training.finetune import Contrastive, freeze_heads
 from chuxin.training.objective import Objective
-from chuxin.training.plan_reader import Plan, check_fits
+from chuxin.training.plan_checks import check_fits
+from chuxin.training.plan_reader import Plan
 from chuxin.training.pretrain import Rebuild
 from chuxin.training.rerank import Listwise
 from chuxin.training.speed import Work, measure_work
-from chuxin.training.step import world_size
 
 EXTRA_FILE = "retromae.pt"
 """Decoder and head of a pretraining, beside the model they were trained with."""
@@ -74,9 +74,9 @@ def assemble(
     reranking = isinstance(config, RerankerConfig)
     model = load_reranker(path, config.seed, device=device) if reranking else load_model(path, device=device)
     tokenizer = load_tokenizer(path)
-    require_special_tokens(tokenizer, path)
+    require_special_tokens(tokenizer, path, (*NEEDED, "mask") if isinstance(config, PretrainConfig) else NEEDED)
     vocab_size = model.backbone.config.vocab_size
-    check_fits(plan, plan_uri, vocabulary_fingerprint(tokenizer), vocab_size, model.max_length, world_size())
+    check_fits(plan, plan_uri, vocabulary_fingerprint(tokenizer), vocab_size, model.max_length, reranking)
     if isinstance(config, FinetuneConfig) and config.heads == "all":
         model.heads_trained = True
     elif not reranking:
@@ -95,17 +95,12 @@ def assemble(
 
 
 def new_objective(config: TrainingConfig, assembly: Assembly, engine: Callable[..., Any], plan: Plan) -> Objective:
-    """Builds the config's objective around an engine.
-
-    Raises:
-        InputError: The plan lacks what the objective needs.
-    """
+    """Builds the config's objective around an engine; plan and model have been found to serve it."""
     tokenizer = assembly.tokenizer
     if isinstance(config, RerankerConfig):
         return Listwise(engine, config, plan, assembly.model.max_length)
     if isinstance(config, FinetuneConfig):
         return Contrastive(engine, config, plan, ids_without_weight(tokenizer))
-    require_special_tokens(tokenizer, tokenizer.name_or_path, ("mask",))
     drawing = Drawing(
         config.seed, config.encoder_mlm_probability, config.decoder_mlm_probability,
         assembly.model.backbone.config.vocab_size, tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)),

@@ -206,6 +206,8 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError("`temperature` and `teacher_temperature` must be above 0")
         if self.self_distill_from is not None and (self.heads != "all" or self.self_distill_from < 1):
             raise ValueError("`self_distill_from` must be at least 1 and needs `heads: all`")
+        if not self.in_batch_negatives and (self.query_to_query or self.passage_to_passage):
+            raise ValueError("`query_to_query` and `passage_to_passage` need `in_batch_negatives`")
         if any(dim < 1 for dim in self.matryoshka_dims) or self.hardness < 0:
             raise ValueError("`matryoshka_dims` must be at least 1 and `hardness` not below 0")
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from chuxin.errors import InputError
 from chuxin.models.dropout import Dropout, token_keys
 from chuxin.models.encoder import M3Model, Outputs
 from chuxin.models.packed import Packed
@@ -19,7 +18,7 @@ from chuxin.training.config import FinetuneConfig
 from chuxin.training.group_batch import GroupBatch, group_batch
 from chuxin.training.micro import Part
 from chuxin.training.objective import Sent, Terms
-from chuxin.training.plan_reader import Batch, Plan, require_scores
+from chuxin.training.plan_reader import Batch, Plan
 from chuxin.training.tiles import step_loss
 
 Forward = Callable[[Packed, bool, Dropout | None], Outputs]
@@ -34,19 +33,9 @@ class Contrastive:
         config: The objective, and the micro-batches it runs in.
         plan: What will be trained on.
         special_ids: Of the tokenizer; these tokens have no sparse weight.
-
-    Raises:
-        InputError: The config wants given negatives only, and a group has none or a direction needs others; or an
-            option learns from teacher scores, and no group has them.
     """
 
     def __init__(self, forward: Forward, config: FinetuneConfig, plan: Plan, special_ids: Sequence[int]) -> None:
-        if not config.in_batch_negatives:
-            _check_given_negatives(config, plan)
-        if config.distill != "none":
-            require_scores("distill", plan.scored_groups, "each of its passages")
-        if config.false_negative_margin is not None:
-            require_scores("false_negative_margin", plan.margin_groups, "its positive and a negative")
         self.forward, self.config, self.sources = forward, config, plan.sources
         self.special_ids = tuple(special_ids)
 
@@ -85,12 +74,3 @@ def freeze_heads(model: M3Model) -> M3Model:
     for head in (model.sparse_linear, model.colbert_linear):
         head.requires_grad_(False)
     return model
-
-
-def _check_given_negatives(config: FinetuneConfig, plan: Plan) -> None:
-    if config.query_to_query or config.passage_to_passage:
-        problem = "query_to_query and passage_to_passage need in_batch_negatives"
-        raise InputError("the training's config", problem, "Set in_batch_negatives to true, or both of them to false")
-    if plan.without_negatives is not None:
-        remedy = "Set in_batch_negatives to true, or pack groups that all have negatives"
-        raise InputError(plan.without_negatives, "it has no negative, and in_batch_negatives is false", remedy)

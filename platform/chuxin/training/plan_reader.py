@@ -1,7 +1,8 @@
 """Reading a batch plan: rank r of W takes slices r, r + W, … of every global batch, with a thread that reads ahead.
 
 A plan is the same for any number of workers; a step's batch follows from the step alone, so a resumed run seeks.
-Leaves out: how batches are composed (packing), what is computed from them (pretrain.py, finetune.py).
+Leaves out: how batches are composed (packing), whether they fit a model and a config (plan_checks.py), what is computed
+from them (pretrain.py, finetune.py).
 
 A row group holds one batch's rows, or some of them; a rank reads the row groups in which its slices lie and, of the
 others, only the columns of lengths: from these it knows how many micro-batches every rank runs, without a collective.
@@ -139,56 +140,6 @@ def open_plan(uri: str, partitions: Sequence[Mapping[str, Any]], files: Sequence
     )  # fmt: skip
 
 
-def require_kind(plan: Plan, uri: str, kind: str) -> None:
-    """Raises InputError if a plan holds texts where groups are wanted, or the other way round."""
-    if plan.kind not in (None, kind):
-        remedy = "Name the pack stage over " + {"groups": "groups", "texts": "passages"}[kind]
-        raise InputError(uri, f"this plan holds {plan.kind}, and the training takes {kind}", remedy)
-
-
-def check_fits(plan: Plan, uri: str, vocabulary: str, vocab_size: int, max_length: int, workers: int) -> None:
-    """Checks that a plan's token ids mean what a model takes them for.
-
-    Args:
-        plan: The plan.
-        uri: Its artifact; named in errors.
-        vocabulary: Fingerprint of the model's tokenizer.
-        vocab_size: Rows of its embedding table.
-        max_length: Most tokens it takes.
-        workers: That will share each batch.
-
-    Raises:
-        InputError: Another vocabulary, ids or lengths beyond the model's tables, or more workers than slices.
-    """
-    repack = "Pack again with this model's tokenizer"
-    if plan.vocabulary != vocabulary:
-        raise InputError(uri, "the plan was made with another tokenizer than the model's", repack)
-    if plan.max_token_id >= vocab_size:
-        problem = f"token id {plan.max_token_id} is beyond the model's {vocab_size} embeddings"
-        raise InputError(_where(uri, plan.max_row), problem, repack)
-    if plan.longest > max_length:
-        remedy = f"Pack again with at most {max_length} tokens a text"
-        problem = f"the text has {plan.longest} tokens, the model takes {max_length}"
-        raise InputError(_where(uri, plan.longest_row), problem, remedy)
-    if workers > plan.slices:
-        remedy = f"Lower num_workers to {plan.slices}, or pack again with more slices"
-        raise InputError(uri, f"{workers} workers cannot share {plan.slices} slices", remedy)
-
-
-def require_scores(option: str, groups: int | None, what: str) -> None:
-    """Raises InputError if an option learns from teacher scores and the plan is known to have none of that kind.
-
-    Args:
-        option: The config's field.
-        groups: Rows that it learns from, or None if the plan does not tell.
-        what: They have a score of.
-    """
-    if groups == 0:
-        problem = f"`{option}` needs teacher scores, and no group of the plan has one of {what}"
-        remedy = "Pack groups that a reranker has scored (the select stage's), or leave the option out"
-        raise InputError("the training's config", problem, remedy)
-
-
 def read_batches(plan: Plan, rank: int, world: int, first_step: int, last_step: int) -> Iterator[Batch]:
     """Yields this rank's share of the global batches of steps first_step … last_step, both counted from 1."""
     step = 0
@@ -248,10 +199,6 @@ def token_lists(column: pa.ChunkedArray | pa.Array) -> list[np.ndarray]:
         column = column.combine_chunks()
     flat, offsets = column.flatten().to_numpy(), column.value_lengths().to_numpy()
     return np.split(flat, np.cumsum(offsets)[:-1]) if len(offsets) else []
-
-
-def _where(uri: str, row: str) -> str:
-    return f"{uri}: {row}" if row else uri
 
 
 def _row_groups(parquet: pq.ParquetFile) -> list[list[int]]:

@@ -28,7 +28,8 @@ from chuxin.training.config import RerankerConfig
 from chuxin.training.group_batch import text_keys
 from chuxin.training.micro import micro_batches, passes
 from chuxin.training.objective import Sent, Terms
-from chuxin.training.plan_reader import Batch, Plan, require_scores, token_lists
+from chuxin.training.plan_checks import pair_too_long
+from chuxin.training.plan_reader import Batch, Plan, token_lists
 from chuxin.training.step import rank, world_size
 
 Forward = Callable[[Packed, Dropout | None], torch.Tensor]
@@ -77,20 +78,9 @@ class Listwise:
         config: The objective, and the micro-batches it runs in.
         plan: What will be trained on.
         max_length: Most tokens of a pair.
-
-    Raises:
-        InputError: The plan has a group without negatives (a softmax over one passage teaches nothing) or a pair beyond
-            the model's length, or a teacher is to be learned from and no group has its scores.
     """
 
     def __init__(self, forward: Forward, config: RerankerConfig, plan: Plan, max_length: int) -> None:
-        if plan.without_negatives is not None:
-            remedy = "Pack with min_negatives: 1, or mine negatives for it"
-            raise InputError(plan.without_negatives, "it has no negative, which a reranker needs", remedy)
-        if plan.longest_pair > max_length:
-            raise _too_long(plan.longest_pair_row, plan.longest_pair, max_length)
-        if config.distill:
-            require_scores("distill", plan.scored_groups, "each of its passages")
         self.forward, self.config, self.sources, self.max_length = forward, config, plan.sources, max_length
 
     def prepare(self, batch: Batch) -> PairBatch:
@@ -175,12 +165,7 @@ class Listwise:
         if not len(lengths_N) or lengths_N[longest] <= self.max_length:
             return None
         query = table["query_id"][int(query_N[longest])].as_py()
-        return _too_long(f"query_id {query}", lengths_N[longest], self.max_length)
-
-
-def _too_long(row: str, tokens: int, most: int) -> InputError:
-    problem = f"the query makes {tokens} tokens with a passage, the model takes {most}"
-    return InputError(row, problem, "Pack again with a smaller query_max_len or passage_max_len")
+        return pair_too_long(f"query_id {query}", lengths_N[longest], self.max_length)
 
 
 def _agreed(own: InputError | None) -> InputError:

@@ -33,7 +33,8 @@ from chuxin.training.ema import Average
 from chuxin.training.guard import Guard
 from chuxin.training.loop import DEV, Record, Watched, train, watch
 from chuxin.training.optimizer import check_schedule, new_optimizer
-from chuxin.training.plan_reader import Plan, open_plan, require_kind
+from chuxin.training.plan_checks import check_serves
+from chuxin.training.plan_reader import Plan, open_plan
 from chuxin.training.records import Records
 from chuxin.training.run import Run
 from chuxin.training.shards import set_optimizer_state
@@ -91,7 +92,6 @@ def _run(ctx: Context, config: TrainingConfig) -> None:
     plan = open_plan(uri, artifact.partitions(), files)
     done = read_json(f"{state}/export.json")
     if done is None:
-        require_kind(plan, uri, "texts" if isinstance(config, PretrainConfig) else "groups")
         _fit(ctx, config, plan, uri, state)
         done = read_json(f"{state}/export.json")
     export = f"{state}/{done['directory']}"
@@ -110,6 +110,7 @@ def _fit(ctx: Context, config: TrainingConfig, plan: Plan, uri: str, state: str)
         raise InputError(f"{ctx.name}.execution", problem, "Lower num_workers, or set use_gpu to false")
     resources = {"CPU": float(execution.cpus_per_worker), **({"GPU": 1.0} if execution.use_gpu else {})}
     check_schedule(config.optimizer, _total(config, plan), ctx.name)
+    check_serves(plan, uri, config, ctx.name)
     model = ctx.resolve(config.model)
     model = os.path.abspath(model) if os.path.isdir(model) else model
     dev = None if isinstance(config, PretrainConfig) or config.dev is None else ctx.resolve(config.dev.benchmark)

@@ -1,5 +1,7 @@
 """Scores of pairs: any budget and any lack of memory give the same, in the order of the pairs; lengths are checked."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -48,20 +50,19 @@ def test_pairs_longer_than_the_model_are_refused(reranker: str) -> None:
         PairScorer(reranker, 32, 40, 100)
 
 
-class Small(torch.nn.Module):
+class Small:
     """A cross-encoder on a device that holds so many tokens of one pass."""
 
     def __init__(self, model: CrossEncoder, tokens: int, on_cpu: bool = False) -> None:
-        super().__init__()
         self.model, self.tokens, self.on_cpu, self.passes = model, tokens, on_cpu, list[int]()
 
-    def forward(self, packed: Packed) -> torch.Tensor:
+    def score(self, packed: Packed) -> torch.Tensor:
         if len(packed.ids_T) > self.tokens:
             if self.on_cpu:
                 torch.empty(1 << 60, dtype=torch.int8)  # more than a machine has: the CPU allocator's own error
             raise torch.OutOfMemoryError("out of memory")
         self.passes.append(len(packed.ids_T))
-        return self.model(packed)
+        return self.model.score(packed)
 
 
 @pytest.mark.parametrize("on_cpu", [False, True])
@@ -98,7 +99,7 @@ def test_another_failure_is_not_taken_for_a_lack_of_memory(reranker: str) -> Non
         calls.append(len(packed.ids_T))
         raise RuntimeError("shapes do not fit")
 
-    scorer.model = broken
+    scorer.model = SimpleNamespace(score=broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         scorer.score(QUERIES, PASSAGES, INDEX)
     assert len(calls) == 1

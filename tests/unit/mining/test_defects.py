@@ -108,14 +108,13 @@ def test_defect_the_uncut_document_comes_back_as_a_positive(tmp_path: Path) -> N
     assert {p["passage_id"] for p in groups.to_pylist()[0]["negatives"]} == {1, 2, 4, 5}
 
 
-class Counting(torch.nn.Module):
+class Counting:
     """Counts the tokens of forward passes; a pair's score is its number of tokens."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.tokens: list[int] = []
 
-    def forward(self, packed: Packed) -> torch.Tensor:
+    def score(self, packed: Packed) -> torch.Tensor:
         self.tokens.append(len(packed.ids_T))
         return torch.tensor(packed.lengths, dtype=torch.float32)
 

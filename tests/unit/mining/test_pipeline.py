@@ -208,8 +208,7 @@ def test_reranked_and_selected(tmp_path: Path, reranker: str, mined: Artifact) -
         np.testing.assert_allclose([c["rerank"] for c in scored], scorer.score([new["query"]], texts, index), atol=1e-4)
         assert [{**c, "rerank": None} for c in new["candidates"]] == old["candidates"]
     histograms = reranked.manifest["histograms"]
-    assert sum(histograms["rerank_given"]) == sum(c["given"] for row in after for c in row["candidates"])
-    assert reranked.manifest["facts"]["score_edges"] == [-12.0, 12.0, 0.5]
+    assert sum(histograms["logit_own_positives"]) == sum(c["given"] for row in after for c in row["candidates"])
 
     scores = [c["rerank"] for row in after for c in row["candidates"] if c["rerank"] is not None]
     low, high = np.quantile(scores, [0.4, 0.6]).tolist()

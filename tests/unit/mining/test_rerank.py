@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chuxin.ids import hash63
-from chuxin.mining.rerank import SCORE_EDGES, bins, rerank_table
+from chuxin.mining.rerank import rerank_table
 
 from .world import candidate, candidates_table, group, passage, store
 
@@ -61,10 +61,3 @@ def test_the_best_ranks_of_any_miner_are_scored_and_the_groups_own_always(rows: 
 def test_nothing_to_score(tmp_path: Path) -> None:
     table, pairs = rerank_table(candidates_table([]), store(tmp_path, [1]), HashScorer(), None, 10)
     assert len(table) == pairs == 0
-
-
-def test_bins_are_those_of_numpy() -> None:
-    low, high, width = SCORE_EDGES
-    scores = np.array([-50, -12, -11.75, -0.5, 0, 0.25, 11.99, 12, 40, np.nan], np.float32)
-    inner = np.histogram(scores[(scores >= low) & (scores < high)], np.arange(low, high + width, width))[0].tolist()
-    assert bins(scores) == [1, *inner, 2] and len(bins(scores)) == 50

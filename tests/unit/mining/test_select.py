@@ -147,16 +147,16 @@ def test_statuses_and_their_counts(tmp_path: Path) -> None:
     config = dataclasses.replace(RULES, round_trip={"bm25": 20})
     groups, _, reasons = select_table(candidates_table(rows), store(tmp_path, [1, 2]), config, "f")
     assert groups["status"].to_pylist() == ["keep", "no_positive", "no_negative", "round_trip", "round_trip", "keep"]
-    counts = count_selected(groups)
+    counts = count_selected(groups, config.score)
     assert counts.kept == 2 and counts.drops == {"no_positive": 1, "no_negative": 1, "round_trip": 2}
     assert counts.by_source["labelled"] == {"keep": 1}
-    assert sum(counts.histograms["score_positives"]) == 2 and reasons["own_positive_between_bounds"] == 1
+    assert sum(counts.histograms["logit_positives"]) == 2 and reasons["own_positive_between_bounds"] == 1
 
 
 def test_no_group_and_no_candidate() -> None:
     empty = candidates_table([])
     groups, filled, _ = select_table(empty, PassageStore([]), RULES, "f")
-    assert len(groups) == len(filled) == 0 and count_selected(groups).kept == 0
+    assert len(groups) == len(filled) == 0 and count_selected(groups, RULES.score).kept == 0
     bare = candidates_table([group(0, "q", [passage(1, "p1")], [], candidates=[])])
     assert select_table(bare, PassageStore([]), RULES, "f")[0]["status"].to_pylist() == ["no_positive"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
 
 from chuxin.models.dropout import Dropout, token_keys
-from chuxin.models.packed import Packed, encode, moved, pack, pinned, position_count
+from chuxin.models.packed import Packed, encode, encode_first, moved, pack, pinned, position_count
 
 MAX = 40
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -70,6 +70,17 @@ def test_values_and_gradients_are_the_padded_model_s(kind: str, checkpointing: b
     # None is compared that does not move; a softmax does not see the key's bias.
     assert all(value.abs().max() > 1e-3 for name, value in expected.items() if "key.bias" not in name)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])
+@pytest.mark.parametrize("lengths", [LENGTHS, (1,), (2, 3), ()])
+def test_the_first_states_alone_are_those_of_all(kind: str, lengths: tuple[int, ...]) -> None:
+    model, packed = backbone(kind), pack(texts(lengths))
+    with torch.inference_mode():
+        all_TH = encode(model, packed)
+        torch.testing.assert_close(
+            encode_first(model, packed), all_TH[packed.bounds_N1[:-1].long()], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("lengths", [(1,), (1, 1), (2, 3), (40,)])
@@ -139,6 +150,8 @@ def test_no_text_gives_no_states_and_zero_gradients() -> None:
 
 
 def test_what_cannot_be_packed_or_encoded_is_refused() -> None:
+    with pytest.raises(ValueError, match="a text of 41 tokens; the model has 40 positions"):
+        encode_first(backbone("bert"), pack(texts((41,))))
     with pytest.raises(ValueError, match="text 1 of 3 has no token"):
         pack([[5, 6], [], [7]])
     model = backbone("xlm-roberta")

@@ -56,7 +56,7 @@ def test_rules_hold_for_any_groups(rows: list, batch_size: int, group_size: int)
     source = dict(zip(groups.id_N.tolist(), groups.source_N.tolist(), strict=True))
     own = {100 + i: row for i, row in enumerate(rows)}
     for batch in named(groups, plan.batches):
-        assert 2 <= len(batch) <= batch_size
+        assert 2 <= len(batch) <= batch_size or (len(batch) == 1 and batch[0][3])
         assert len({source[query_id] for query_id, *_ in batch}) == 1
         texts = [text for _, query, positive, negatives in batch for text in (query, positive, *negatives)]
         assert len(texts) == len(set(texts))
@@ -66,7 +66,7 @@ def test_rules_hold_for_any_groups(rows: list, batch_size: int, group_size: int)
             assert set(negatives) <= set(own[query_id][2]) - set(own[query_id][1])
     used = Counter(query_id for batch in named(groups, plan.batches) for query_id, *_ in batch)
     assert max(used.values(), default=1) == 1
-    assert len(used) + plan.leftover == len(rows)
+    assert len(used) + plan.alone == len(rows)
 
 
 def test_all_given_negatives_are_used_where_there_is_room() -> None:
@@ -112,16 +112,26 @@ def test_a_hot_text_is_spread_over_batches() -> None:
     # 10 of 100 queries share one positive: each of 10 batches can hold one of them.
     groups = make_groups([(i, [999 if i < 10 else 100 + i], [], 0) for i in range(100)])
     plan = plan_groups(groups, group_size=1, batch_size=10, seed=1, epoch=0, bucket=0)
-    assert plan.leftover == 0 and sum(map(len, named(groups, plan.batches))) == 100
+    assert plan.alone == 0 and sum(map(len, named(groups, plan.batches))) == 100
     assert max(sum(p == 999 for _, _, p, _ in batch) for batch in named(groups, plan.batches)) == 1
 
 
-def test_fill_keeps_every_row_once_and_counts_singles() -> None:
+def test_fill_keeps_every_row_once_and_rows_alone_are_counted() -> None:
     batches = fill([(1,), (1,), (1,), (2,)], 3)
     assert sorted(row for batch in batches for row in batch) == [0, 1, 2, 3]
     groups = make_groups([(i, [999], [], 0) for i in range(3)])
     plan = plan_groups(groups, group_size=1, batch_size=3, seed=1, epoch=0, bucket=0)
-    assert plan.batches == [] and plan.leftover == 3
+    assert plan.batches == [] and plan.alone == 3
+
+
+@pytest.mark.parametrize(("group_size", "planned"), [(1, 0), (2, 2)])
+def test_a_row_alone_is_a_batch_if_it_brings_a_negative(group_size: int, planned: int) -> None:
+    # All share a positive; the first and the third have a negative, of which a group of one brings none.
+    groups = make_groups([(0, [999], [50], 0), (1, [999], [], 0), (2, [999], [51, 52], 0)])
+    plan = plan_groups(groups, group_size=group_size, batch_size=3, seed=1, epoch=0, bucket=0)
+    batches = named(groups, plan.batches)
+    assert all(len(batch) == 1 for batch in batches) and plan.alone == 3 - planned
+    assert {query_id for (query_id, *_), in batches} == ({100, 102} if planned else set())
 
 
 def test_a_group_without_usable_positive_is_refused() -> None:
@@ -140,17 +150,18 @@ def test_rules_hold_with_length_buckets_and_mixed_sources(rows: list, mixed: boo
                        mixed=mixed)  # fmt: skip
     for batch, names in zip(plan.batches, named(groups, plan.batches), strict=True):
         longest = max(tokens(np.array([positive, *negatives])).max() for _, _, positive, negatives in names)
-        assert 2 <= len(names) <= LENGTHS.sizes[np.searchsorted(LENGTHS.edges, longest)]
+        assert len(names) <= LENGTHS.sizes[np.searchsorted(LENGTHS.edges, longest)]
+        assert len(names) > 1 or names[0][3]
         assert mixed or len(set(groups.source_N[batch.group_R].tolist())) == 1
         texts = [text for _, query, positive, negatives in names for text in (query, positive, *negatives)]
         assert len(texts) == len(set(texts))
     used = Counter(query_id for batch in named(groups, plan.batches) for query_id, *_ in batch)
     assert max(used.values(), default=1) == 1
-    assert len(used) + plan.leftover == len(rows)
+    assert len(used) + plan.alone == len(rows)
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_tails_go_to_the_next_longer_bucket_and_at_most_one_row_is_left(mixed: bool) -> None:
+def test_tails_go_to_the_next_longer_bucket_and_no_row_is_left(mixed: bool) -> None:
     rows = [(i, [1000 + i], [5000 + i], i % 3) for i in range(601)]
     groups = make_groups(rows)
     plan = plan_groups(groups, group_size=2, batch_size=9, seed=3, epoch=1, bucket=0, lengths=LENGTHS, mixed=mixed)
@@ -158,7 +169,7 @@ def test_tails_go_to_the_next_longer_bucket_and_at_most_one_row_is_left(mixed: b
     bucket = np.searchsorted(LENGTHS.edges, own)
     batches = [bucket[batch.group_R] for batch in plan.batches]
     pools = 1 if mixed else 3
-    assert plan.leftover <= pools
+    assert plan.alone == 0
     # Batches of one bucket only, but for those that took a shorter one's tail.
     tails = [batch for batch in batches if batch.min() < batch.max()]
     assert 0 < sum(len(batch) for batch in tails) < pools * (9 + 5 + 9)
@@ -191,4 +202,4 @@ def test_sharing_by_many_keeps_every_row() -> None:
     groups = make_groups(rows)
     plan = plan_groups(groups, group_size=4, batch_size=8, seed=1, epoch=0, bucket=0)
     used = [query_id for batch in named(groups, plan.batches) for query_id, *_ in batch]
-    assert len(set(used)) == len(used) == 300 - plan.leftover and plan.leftover < 20
+    assert len(set(used)) == len(used) == 300 and plan.alone == 0

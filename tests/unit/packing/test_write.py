@@ -54,7 +54,7 @@ def test_group_row_groups_are_batches_cut_into_slices() -> None:
     rows = [row for batch in seen.values() for _, row in batch]
     lengths = [len(row["query_ids"]) for row in rows] + [len(p["token_ids"]) for r in rows for p in r["passages"]]
     facts = figures.facts(len(plan.batches))
-    assert facts["rows"] == 150 - plan.leftover and facts["tokens"] == sum(lengths)
+    assert facts["rows"] == 150 - plan.alone and facts["tokens"] == sum(lengths)
     assert facts["longest"] == max(lengths) and facts["max_token_id"] == 149
     assert facts["max_row"] == "query_id 149" and facts["sources"] == ["a", "b"]
     assert facts["without_negatives"] in {f"query_id {row['query_id']}" for row in rows if len(row["passages"]) == 1}

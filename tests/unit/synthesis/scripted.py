@@ -21,10 +21,12 @@ class ScriptedLLM:
         self.alone = self.probes = 0
         self.dead = lambda: False
         self.seeds: list[int] = []
+        self.shares: list[int | None] = []
 
-    async def ask(self, call: Call, alone: bool = False) -> Answer:
+    async def ask(self, call: Call, share: int | None = None) -> Answer:
         self.sent[call.prompt] += 1
-        self.alone += alone
+        self.alone += share == 1
+        self.shares.append(share)
         self.seeds.append(call.seed)
         said = self.reply(call)
         if isinstance(said, Exception):

@@ -14,6 +14,7 @@ from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, key, seed
 from chuxin.synthesis.config import LLMExecution, Sampling
 from chuxin.synthesis.render import query_schema
 from chuxin.synthesis.store import AnswerStore
+from chuxin.synthesis.turns import Turns
 from chuxin.synthesis.work import Crew
 
 
@@ -107,6 +108,48 @@ def test_an_engine_that_dies_of_itself_blames_no_row(tmp_path: Path) -> None:
     assert str(told) == "crashes_engine" and counts["engine_deaths"] == 5 and counts["probes_failed"] == 2
 
 
+class Shared(ScriptedLLM):
+    """An engine that calls share: a poisoned one takes all down that are in it."""
+
+    def __init__(self, poisoned) -> None:
+        super().__init__()
+        self.poisoned, self.turns, self.deaths = poisoned, Turns(1000), 0
+
+    async def ask(self, call, share: int | None = None):
+        async with self.turns.turn(share):
+            await self.inside(self.poisoned(call))
+            return await super().ask(call, share)
+
+    async def probe(self, call) -> None:
+        async with self.turns.turn(1):
+            await self.inside(self.poisoned(None))
+
+    async def inside(self, poisoned: bool) -> None:
+        lived = self.deaths
+        await asyncio.sleep(0)
+        if poisoned and lived == self.deaths:
+            self.deaths += 1
+        await asyncio.sleep(0)
+        if self.deaths > lived:
+            raise EngineDied("poison")
+
+
+def test_hundreds_that_shared_a_dying_engine_do_not_go_one_by_one(tmp_path: Path) -> None:
+    client = Shared(lambda call: call is not None and document(call) == "300")
+    told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(600)))
+    assert [i for i, e in enumerate(told) if isinstance(e, Exception)] == [300]
+    assert str(told[300]) == "crashes_engine" and client.sent["query"] == counts["calls_bought"] == 599
+    assert client.deaths == 4 and client.alone <= 36  # the poisoned one among 600, among 37, and twice alone
+    assert client.shares.count(37) > 500
+
+
+def test_hundreds_in_an_engine_that_dies_of_itself_find_it_out_once(tmp_path: Path) -> None:
+    client = Shared(lambda call: True)
+    told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(600)))
+    assert {type(e) for e in told} == {InputError} and "calls_quarantined" not in counts
+    assert client.deaths < 30  # a start each: one call's tries alone, and 37 at once of the others
+
+
 def test_quarantines_in_a_row_stop_and_are_not_kept(tmp_path: Path) -> None:
     client = ScriptedLLM(lambda given: EngineDied("a bad card"))
     told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(3)))
@@ -188,6 +231,29 @@ def test_a_spent_budget_stops_and_keeps_what_was_bought(tmp_path: Path) -> None:
     assert client.sent["query"] == 5 and ledger.busy_rows == 0 and ledger.tokens > 0 and ledger.beats
     results, counts = crew._replace(ledger=None).run(rows, work, lambda row, error: "")
     assert counts["calls_stored"] == 5 and client.sent["query"] == 20 and all(results)
+
+
+def test_a_ledger_that_is_gone_ends_the_run(tmp_path: Path) -> None:
+    """What nobody counts is not bought: rows in work are finished, then it says so and does not hang."""
+
+    async def work(text: str, ask) -> str:
+        return (await ask(call(text))).text
+
+    for method, most in (("admit", 0), ("settle", 3), ("beat", 20)):
+        client, ledger = ScriptedLLM(), Ledger(100)
+
+        def gone(*_: object) -> None:
+            raise ConnectionError("The actor died because its node has died.\nmore")
+
+        getattr(ledger, method).f = gone
+        ledger.busy.f = gone
+        crew = Crew(client, ledger, "m", str(tmp_path / method), LLMExecution(concurrency=3))
+        if method == "beat":
+            assert len(crew.run([str(i) for i in range(20)], work, lambda row, error: "")[0]) == 20
+            continue
+        with pytest.raises(InputError, match="budget: the process that counts it is gone .The actor died .* died."):
+            crew.run([str(i) for i in range(20)], work, lambda row, error: "")
+        assert client.sent["query"] == most
 
 
 def test_rows_of_others_that_never_end_do_not_change_why_it_stops(tmp_path: Path) -> None:

@@ -1,85 +1,26 @@
 """An OpenAI-compatible server, played on loopback: what it is sent, what is read, and how it may fail."""
 
 import asyncio
-import json
 import math
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from served import Server
 
 from chuxin.errors import InputError
 from chuxin.synthesis.calls import CallFailed, Unanswered, verdict, writing
-from chuxin.synthesis.config import Sampling
+from chuxin.synthesis.config import LLMExecution, Sampling
 from chuxin.synthesis.endpoint import EndpointClient
+from chuxin.synthesis.judge import yes
 from chuxin.synthesis.render import query_schema
-
-
-class Server(ThreadingHTTPServer):
-    """Keeps what it is sent; answers with `status` and the given first-token alternatives."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.sent: list[dict] = []
-        self.statuses: list[int] = []
-        self.alternatives = {"是": math.log(0.7), "否": math.log(0.1), "我": math.log(0.05)}
-        self.keys: set[str] = set()
-        self.wait = 0.0
-
-    def handle_error(self, *given: object) -> None:
-        """A client that does not wait hangs up: nothing to print."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(*given)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        return
-
-    def reply(self, status: int, value: dict) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:  # noqa: N802 (the base class calls it so)
-        self.reply(200, {"object": "list", "data": [{"id": "qwen", "object": "model", "created": 1, "owned_by": "x"}]})
-
-    def do_POST(self) -> None:  # noqa: N802
-        server: Server = self.server  # type: ignore[assignment]
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server.sent.append(body)
-        server.keys.add(self.headers["Authorization"])
-        time.sleep(server.wait)
-        status = server.statuses.pop(0) if server.statuses else 200
-        if status != 200:
-            self.reply(status, {"error": {"message": f"status {status}", "type": "x"}})
-            return
-        top = [{"token": t, "logprob": p, "bytes": None} for t, p in server.alternatives.items()]
-        logprobs = {"content": [{**top[0], "top_logprobs": top}], "refusal": None} if body.get("logprobs") else None
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs,
-                  "message": {"role": "assistant", "content": '{"query": "甲是谁"}', "refusal": None}}  # fmt: skip
-        self.reply(200, {"id": "1", "object": "chat.completion", "created": 1, "model": "qwen", "choices": [choice],
-                         "usage": {"prompt_tokens": 31, "completion_tokens": 7, "total_tokens": 38}})  # fmt: skip
+from chuxin.synthesis.work import Crew
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with Server().running() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server: Server, *calls, timeout: float = 10):
@@ -161,3 +102,17 @@ def test_a_server_that_is_not_there_or_lacks_the_model(server: Server, monkeypat
         asyncio.run(EndpointClient(url, "other", 10).check())
     with pytest.raises(InputError, match="does not answer"):
         asyncio.run(EndpointClient("http://127.0.0.1:9/v1", "qwen", 10).check())
+
+
+def test_a_server_that_gives_no_log_probabilities_is_said(server: Server, tmp_path: Path) -> None:
+    """Each verdict would be nobody's score: the stage must not end with every row refused."""
+    server.alternatives = {}
+    client = EndpointClient(server.url, "qwen", 10)
+    crew = Crew(client, None, "m", str(tmp_path), LLMExecution(concurrency=2))
+
+    async def work(query: str, ask) -> float:
+        return (await yes("standalone", ask, query=query))[0]
+
+    with pytest.raises(InputError, match=f"{server.url}: .* gives no log-probabilities.*logprobs"):
+        crew.run(["甲", "乙", "丙"], work, lambda *_: 0.0)
+    assert len(server.sent) <= 2

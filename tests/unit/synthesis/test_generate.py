@@ -11,7 +11,7 @@ from scripted import ScriptedLLM, document, good
 from chuxin.schema import KEEP
 from chuxin.synthesis.calls import CallFailed, Unanswered
 from chuxin.synthesis.config import LLMConfig, SynthesizeConfig
-from chuxin.synthesis.generate import Passage, draw, hash_of_prompts, matches_length, write
+from chuxin.synthesis.generate import Passage, draw, matches_length, write
 from chuxin.synthesis.render import prompt_hash
 
 CONFIG = SynthesizeConfig("curate", LLMConfig("m"), seed=1, queries=3)
@@ -40,7 +40,7 @@ def test_faithful_rows_hold_category_role_and_scene() -> None:
     assert row.status == KEEP and client.sent == {"persona": 1, "query": 1} and row.prompt_tokens == 200
     query = row.queries[0]
     assert (query["category"], query["role"], query["scene"], query["kind"]) == ("百科", "学生", "写作业", "question")
-    assert hash_of_prompts(FAITHFUL) == prompt_hash("persona", "query") != hash_of_prompts(CONFIG)
+    assert FAITHFUL.package_files() == prompt_hash("persona", "query") != CONFIG.package_files()
 
 
 def test_draws_follow_the_weights_and_are_the_passages_own() -> None:

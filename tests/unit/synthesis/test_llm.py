@@ -14,8 +14,8 @@ class Engine:
     def __init__(self, reply: tuple) -> None:
         self.generate, self.reply, self.calls = self, reply, []
 
-    async def remote(self, call, alone: bool) -> tuple:
-        self.calls.append((call, alone))
+    async def remote(self, call, share: int | None) -> tuple:
+        self.calls.append((call, share))
         return self.reply
 
 
@@ -35,7 +35,7 @@ def test_a_probe_goes_to_the_engine_of_its_call() -> None:
         asyncio.run(client.ask(call))
         place = next(i for i, engine in enumerate(engines) if engine.calls)
         asyncio.run(client.probe(call))
-        (_, first), (probe, alone) = engines[place].calls
-        assert (first, alone) == (False, True) and probe.messages != call.messages and probe.max_tokens == 1
+        (_, first), (probe, share) = engines[place].calls
+        assert (first, share) == (None, 1) and probe.messages != call.messages and probe.max_tokens == 1
         assert sum(len(engine.calls) for engine in engines) == 2
         engines[place].calls.clear()

@@ -1,5 +1,6 @@
 """What each config trains, freezes, needs and exports."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,8 +26,8 @@ START = {"plan": "p", "model": "m", "optimizer": OptimizerConfig(1e-3, 1), "seed
 CHECKPOINTING = TrainExecution(activation_checkpointing=True)
 
 
-def plan_of(path: str, without_negatives: str | None = None) -> Plan:
-    return Plan((), 4, 20, 30, vocabulary_fingerprint(load_tokenizer(path)), ("a",), without_negatives)
+def plan_of(path: str) -> Plan:
+    return Plan((), 4, 20, 30, vocabulary_fingerprint(load_tokenizer(path)), ("a",))
 
 
 def made(path: str, config: object) -> Assembly:
@@ -79,10 +80,21 @@ def test_a_reranker_is_exported_as_one(tiny_model: str, tmp_path: Path) -> None:
 
 
 def test_plans_that_do_not_fit_are_refused(tiny_model: str) -> None:
-    plan = plan_of(tiny_model, "query_id 7")
-    for config in (FinetuneConfig(**START, in_batch_negatives=False), RerankerConfig(**START)):
-        assembly = made(tiny_model, config)
-        with pytest.raises(InputError, match="query_id 7: it has no negative"):
-            new_objective(config, assembly, assembly.model, plan)
+    plan = plan_of(tiny_model)
     with pytest.raises(InputError, match="another tokenizer"):
         assemble(FinetuneConfig(**START), tiny_model, plan._replace(vocabulary="x"), "plan", None, CPU)
+    long = plan._replace(longest_pair=1000, longest_pair_row="query_id 7, passage_id 9")
+    assemble(FinetuneConfig(**START), tiny_model, long, "plan", None, CPU)
+    with pytest.raises(InputError, match="plan: query_id 7, passage_id 9: the query makes 1000 tokens with a passage"):
+        assemble(RerankerConfig(**START), tiny_model, long, "plan", None, CPU)
+
+
+def test_a_tokenizer_without_a_mask_is_refused_for_pretraining_alone(tiny_model: str, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    load_tokenizer(tiny_model).save_pretrained(model)
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["mask_token"]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    made(str(model), FinetuneConfig(**START))
+    with pytest.raises(InputError, match="the tokenizer has no mask token"):
+        made(str(model), PretrainConfig(**START))

@@ -33,6 +33,8 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-4, warmup_steps=0)
         (lambda: FinetuneConfig("p", "m", OPTIMIZER, seed=1, ema_decay=1.0), "ema_decay"),
         (lambda: FinetuneConfig("p", "m", OPTIMIZER, seed=1, max_loss_ratio=1.0), "max_loss_ratio"),
         (lambda: FinetuneConfig("p", "m", OPTIMIZER, seed=-1), "seed"),
+        (lambda: FinetuneConfig("p", "m", OPTIMIZER, 1, in_batch_negatives=False, query_to_query=True), "query_to"),
+        (lambda: FinetuneConfig("p", "m", OPTIMIZER, 1, in_batch_negatives=False, passage_to_passage=True), "to_passa"),
         (lambda: RerankerConfig("p", "m", OPTIMIZER, seed=1, distill=1.5), "distill"),
         (lambda: PretrainConfig("p", "m", OPTIMIZER, seed=1, dropout=1.0), "dropout"),
         (lambda: PretrainConfig("p", "m", OPTIMIZER, seed=1, decoder_mlm_probability=1.0), "decoder_mlm_probability"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from chuxin.errors import InputError
 from chuxin.models.encoder import M3Model
 from chuxin.models.packed import pack
 from chuxin.training.config import FinetuneConfig
@@ -147,39 +146,6 @@ def test_the_teacher_adds_or_replaces(batches: list[Batch]) -> None:
     }
     assert losses["kl_div"] > losses["none"] and len(set(losses.values())) == 3
     assert all(map(math.isfinite, losses.values()))
-
-
-@pytest.mark.parametrize(("options", "without", "named"), [
-    ({}, "plan.parquet: query_id 7", "query_id 7"),
-    ({"query_to_query": True}, None, "query_to_query"),
-    ({"passage_to_passage": True}, None, "passage_to_passage"),
-])  # fmt: skip
-def test_without_in_batch_negatives_each_group_needs_its_own(options: dict, without: str | None, named: str) -> None:
-    plan = Plan((), 4, 0, 0, "", ranks.SOURCES, without_negatives=without)
-    config = replace(ranks.BASE, in_batch_negatives=False, **options)
-    with pytest.raises(InputError, match=named):
-        Contrastive(ranks.tiny(), config, plan, ranks.SPECIAL)
-    Contrastive(ranks.tiny(), replace(config, in_batch_negatives=True), plan, ranks.SPECIAL)
-
-
-@pytest.mark.parametrize(("options", "named"), [
-    ({"distill": "kl_div"}, "distill"), ({"distill": "m3_kd_loss"}, "distill"),
-    ({"false_negative_margin": 0.5}, "false_negative_margin"),
-])  # fmt: skip
-def test_teacher_scores_that_the_plan_lacks_are_asked_for(options: dict, named: str) -> None:
-    config = replace(ranks.BASE, **options)
-    for known in (None, 3):
-        plan = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=known, margin_groups=known)
-        Contrastive(ranks.tiny(), config, plan, ranks.SPECIAL)
-    without = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0, margin_groups=0)
-    Contrastive(ranks.tiny(), ranks.BASE, without, ranks.SPECIAL)
-    with pytest.raises(InputError, match=f"`{named}` needs teacher scores, and no group"):
-        Contrastive(ranks.tiny(), config, without, ranks.SPECIAL)
-
-
-def test_the_margin_needs_fewer_scores_than_distillation() -> None:
-    plan = Plan((), 4, 0, 0, "", ranks.SOURCES, scored_groups=0, margin_groups=1)
-    Contrastive(ranks.tiny(), replace(ranks.BASE, false_negative_margin=0.5), plan, ranks.SPECIAL)
 
 
 def test_a_model_whose_vectors_are_all_alike_is_never_right(batches: list[Batch]) -> None:

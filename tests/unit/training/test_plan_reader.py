@@ -12,12 +12,9 @@ from chuxin.errors import InputError
 from chuxin.schema import PLAN_TEXTS
 from chuxin.training.plan_reader import (
     Plan,
-    PlanFile,
     ahead,
-    check_fits,
     open_plan,
     read_batches,
-    require_kind,
     token_lists,
 )  # fmt: skip
 
@@ -67,16 +64,6 @@ def test_what_older_plans_do_not_tell_is_known_to_be_unknown() -> None:
     assert scored(3, 0, 4) == 7 and scored(0, 0) == 0 and scored(3, None) is None
 
 
-def test_a_plan_of_the_other_kind_is_refused() -> None:
-    def opened(**fact: str) -> Plan:
-        return open_plan("here", [{"tables": {"plan": {}}, "facts": facts(1) | fact}], ["0.parquet"])
-
-    require_kind(opened(), "here", "texts")  # an older plan does not tell
-    require_kind(opened(kind="texts"), "here", "texts")
-    with pytest.raises(InputError, match="here: this plan holds texts, and the training takes groups"):
-        require_kind(opened(kind="texts"), "here", "groups")
-
-
 def test_the_number_of_batches_comes_from_the_manifests(plan: Plan) -> None:
     assert plan.batches == 5 and [file.batches for file in plan.files] == [3, 2]
 
@@ -122,23 +109,6 @@ def test_an_artifact_without_a_plan_is_refused() -> None:
         open_plan("here", [{"tables": {"passages": {}}, "facts": {}}], [])
     with pytest.raises(InputError, match="no batch plan"):
         open_plan("here", [{"tables": {"plan": {}}, "facts": facts(0)}], ["f"])
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"vocabulary": "w"}, "another tokenizer"),
-        ({"vocab_size": 9}, "here: query_id 7: token id 9 is beyond the model's 9 emb"),
-        ({"max_length": 2}, "here: query_id 8: the text has 3 tokens"),
-        ({"workers": 5}, "5 workers cannot share 4 slices"),
-    ],
-)  # fmt: skip
-def test_a_plan_that_does_not_fit_the_model_is_refused(change: dict, problem: str) -> None:
-    plan = Plan((PlanFile("f", 1),), SLICES, 9, 3, "v", max_row="query_id 7", longest_row="query_id 8")
-    fitting = {"vocabulary": "v", "vocab_size": 10, "max_length": 3, "workers": 4}
-    check_fits(plan, "here", **fitting)
-    with pytest.raises(InputError, match=problem):
-        check_fits(plan, "here", **{**fitting, **change})
 
 
 def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:

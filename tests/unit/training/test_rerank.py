@@ -174,12 +174,6 @@ def test_tokens_are_those_of_pairs(directory: str) -> None:
     assert objective.tokens(objective.prepare(given)) == (sum(pairs), sum(pairs))
 
 
-def test_a_plan_with_groups_without_negatives_is_refused(directory: str) -> None:
-    plan = PLAN._replace(without_negatives="plan.parquet: query_id 7")
-    with pytest.raises(InputError, match="query_id 7.*has no negative"):
-        Listwise(load_reranker(directory), config(), plan, 62)
-
-
 def test_a_pair_beyond_the_model_is_named(directory: str) -> None:
     model = load_reranker(directory)
     given = batch(rows=2)
@@ -189,13 +183,6 @@ def test_a_pair_beyond_the_model_is_named(directory: str) -> None:
     given = share(given._replace(table=pa.Table.from_pylist(rows, PLAN_GROUPS)), slice(0, 2))
     with pytest.raises(InputError, match="query_id 101.*the model takes 64"):
         step(model, config(), given)
-
-
-def test_a_plan_with_a_pair_beyond_the_model_is_refused_when_it_is_opened(directory: str) -> None:
-    plan = PLAN._replace(longest_pair=65, longest_pair_row="query_id 7, passage_id 9")
-    Listwise(load_reranker(directory), config(), plan, 65)
-    with pytest.raises(InputError, match="query_id 7, passage_id 9: the query makes 65 tokens .* model takes 64"):
-        Listwise(load_reranker(directory), config(), plan, 64)
 
 
 def test_training_learns_the_order(directory: str) -> None:
@@ -213,12 +200,3 @@ def test_a_model_that_scores_all_alike_is_never_right(directory: str) -> None:
     model = load_reranker(directory)
     torch.nn.init.zeros_(model.classifier.out_proj.weight)
     assert step(model, config(), batch())[0]["accuracy"] == 0
-
-
-def test_teacher_scores_that_the_plan_lacks_are_asked_for(directory: str) -> None:
-    model = load_reranker(directory)
-    Listwise(model, config(distill=0.0), PLAN._replace(scored_groups=0), 62)
-    for known in (None, 3):
-        Listwise(model, config(distill=0.5), PLAN._replace(scored_groups=known), 62)
-    with pytest.raises(InputError, match="`distill` needs teacher scores, and no group"):
-        Listwise(model, config(distill=0.5), PLAN._replace(scored_groups=0), 62)
