@@ -12,18 +12,26 @@ gated: their budgets here are a minute of training.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "platform"))
+
+from chuxin.artifacts import Artifact  # noqa: E402  (the package is found by the line above)
+
+
+def artifact(workspace: Path, stage: str) -> Artifact:
+    """The newest committed artifact of a stage."""
+    found = [Artifact(str(path.parent)) for path in workspace.glob(f"{stage}-*/manifest.json")]
+    return max(found, key=lambda one: one.manifest["started"])
 
 
 def manifest(workspace: Path, stage: str) -> dict:
     """Reads a stage's manifest."""
-    return json.loads(next(workspace.glob(f"{stage}-*/manifest.json")).read_text(encoding="utf-8"))
+    return artifact(workspace, stage).manifest
 
 
 def gain(part: dict, system: str, baseline: str) -> dict:
@@ -48,24 +56,27 @@ def written_queries(workspace: Path) -> list[str]:
     print(f"written queries: {queries} parsed, {counts['judge']['rows_out']} accepted, {kept} kept by select")
     if not 0 < kept < counts["judge"]["rows_out"] <= queries:
         return ["written queries do not reach training, or nothing falls on the way"]
-    plan = next(workspace.glob("pack_refine-*")).rglob("plan.parquet")
-    sources = ((row["query_id"], row["source"]) for file in plan
-               for row in pq.read_table(file, columns=["query_id", "source"]).to_pylist())  # fmt: skip
-    query_id = next((query for query, source in sources if source.startswith("synthetic-")), None)
-    if query_id is None:
-        return ["no written query is in the plan of refine"]
+    plan = artifact(workspace, "pack_refine").read("plan", ["query_id", "source", "batch"]).to_pylist()
+    steps = manifest(workspace, "refine")["facts"]["steps"]
+    used = [row["query_id"] for row in plan if row["source"].startswith("synthetic-") and row["batch"] < steps]
+    if not used:
+        return ["no written query was used by refine"]
+    query_id = used[0]
     arguments = ["--config", ROOT / "jobs/configs/sample/recipe.yaml", "--workspace", workspace]
     done = subprocess.run([sys.executable, ROOT / "jobs/why.py", str(query_id), *arguments], text=True,
                           capture_output=True, check=False)  # fmt: skip
     print(done.stdout + done.stderr)
-    wanted = ("document", "passage", "prompt", "standalone", "rerank", "step")
-    return [f"why.py does not name {word}" for word in wanted if word not in done.stdout]
+    wanted = (r"document \d+: source", r"passage \d+, \d+ characters", r"written by \S+, prompt \w{16}",
+              r"criterion standalone, prompt", r"(?m)^ +rerank +\d+ candidates",
+              r"(?m)^ +refine +steps? \d")  # fmt: skip
+    missing = [f"why.py does not tell {part}" for part in wanted if not re.search(part, done.stdout)]
+    return missing + [f"why.py ended with {done.returncode}"] * bool(done.returncode)
 
 
 def failures(workspace: Path) -> list[str]:
     """Returns what does not hold."""
     found = []
-    results = json.loads(next(workspace.glob("evaluate-*/parts/*/results.json")).read_text(encoding="utf-8"))
+    results = json.loads(Path(artifact(workspace, "evaluate").path("results.json")).read_text(encoding="utf-8"))
     for task, entry in results["tasks"].items():
         for kind, baseline in (("all", "pretrained"), ("paraphrase", "BM25")):
             if not told(task, kind, entry["slices"][kind], "finetuned", baseline):
@@ -76,7 +87,7 @@ def failures(workspace: Path) -> list[str]:
             told(task, "all", entry["slices"]["all"], system, baseline)
     found += written_queries(workspace)
     curated = manifest(workspace, "curate")["facts"]
-    planted = json.loads(next(workspace.glob("sample-*/parts/*/planted.json")).read_text(encoding="utf-8"))["counts"]
+    planted = json.loads(Path(artifact(workspace, "sample").path("planted.json")).read_text(encoding="utf-8"))["counts"]
     leaks = {name: sum(curated[name].values()) for name in ("contaminated_query", "contaminated_positive")}
     queries = sum(count for name, count in planted.items() if name.startswith("query_"))
     print(f"leaks found and dropped: {leaks}; planted: {queries} queries, {planted['gold_pair']} positives")

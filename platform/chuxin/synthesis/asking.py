@@ -111,7 +111,8 @@ class Asking:
     def _keep(self, name: bytes, value: list) -> None:
         """Stores an answer; a quarantine only once another call was answered, which shows that the engine is sound."""
         if value[1] != _CRASHED:
-            self.settle()
+            if self._broken is None:  # else the engine is to blame, whatever it may still answer
+                self.settle()
             self._store.put(name, value)
             return
         self._suspects[name] = value
@@ -134,9 +135,13 @@ class Asking:
 
     async def _answered(self, call: Call, share: int | None = None) -> Answer:
         for left in reversed(range(_TRIES)):
+            self._require_sound()
             try:
                 return await self._client.ask(call, share)
-            except (CallFailed, EngineDied, InputError):
+            except (CallFailed, EngineDied):
+                raise
+            except InputError as error:  # nothing can be sent at all, as where the engine cannot be started again
+                self._broken = error
                 raise
             except Exception:  # Unanswered, and what nobody foresaw: a broken connection is not always named so
                 self.counts["calls_unanswered"] += 1
@@ -150,7 +155,6 @@ class Asking:
         self.counts["engine_deaths"] += 1
         share = len(self._pending) // _FEWER
         while share >= _FEW:
-            self._require_sound()
             try:
                 return await self._answered(call, share)
             except EngineDied:
@@ -162,7 +166,6 @@ class Asking:
     async def _alone(self, call: Call) -> Answer:
         blamed = own = 0
         while blamed < self._max_crashes:
-            self._require_sound()
             try:
                 return await self._answered(call, 1)
             except EngineDied as error:
