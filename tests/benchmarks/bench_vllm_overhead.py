@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE.parent / "unit" / "synthesis"))
 import random_llm  # noqa: E402  (the unit tests make the same kind of model)
 
 SETTINGS = {
-    "requests": 32, "passage_chars": 200, "max_tokens": 48, "layers": 14, "hidden": 640, "intermediate": 2560,
+    "requests": 32, "passage_chars": 200, "max_tokens": 24, "layers": 14, "hidden": 640, "intermediate": 2560,
     "vocabulary": 32000, "dtype": "float32", "threads": 1, "seed": 3, "temperature": 0.0, "max_num_seqs": 32,
 }  # fmt: skip
 WORDS = "公司成立于北京上海手机产品用户学生医院政策城市历史文化河流气温会议研究结果方法数据病人药物价格市场"
@@ -62,8 +62,16 @@ def tree_seconds() -> float:
 def engine_options() -> dict:
     """What our actor gives its engine (synthesis/llm.py)."""
     return {"dtype": SETTINGS["dtype"], "max_model_len": 1024, "max_num_seqs": SETTINGS["max_num_seqs"], "seed": 0,
-            "enforce_eager": True, "block_size": 32, "enable_prefix_caching": True,
-            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}  # fmt: skip
+            "enforce_eager": True, "block_size": 32, "enable_prefix_caching": True, "enable_chunked_prefill": False,
+            "max_num_batched_tokens": 4096, "structured_outputs_config": {"backend": "xgrammar"}}  # fmt: skip
+
+
+def constraint(schema: dict) -> dict[str, str]:
+    """JSON with one blank after commas and colons, as our engines ask for it."""
+    import xgrammar
+
+    made = xgrammar.Grammar.from_json_schema(json.dumps(schema), any_whitespace=False, separators=(", ", ": "))
+    return {"grammar": str(made)}
 
 
 def bare(folder: str):
@@ -78,7 +86,7 @@ def bare(folder: str):
         given = calls(SETTINGS["seed"])
         parameters = [
             SamplingParams(temperature=0.0, top_p=c.top_p, repetition_penalty=c.repetition_penalty,
-                           max_tokens=c.max_tokens, structured_outputs=StructuredOutputsParams(json=c.schema))
+                           max_tokens=c.max_tokens, structured_outputs=StructuredOutputsParams(**constraint(c.schema)))
             for c in given
         ]  # fmt: skip
         outputs = engine.chat([c.messages for c in given], parameters, use_tqdm=False)
@@ -95,7 +103,7 @@ def by_ray_data(folder: str) -> tuple[list[str], float]:
     def row(item: dict) -> dict:
         call = json.loads(item["call"])
         sampling = {name: call[name] for name in ("top_p", "repetition_penalty", "max_tokens")}
-        sampling |= {"temperature": 0.0, "structured_outputs": {"json": call["schema"]}}
+        sampling |= {"temperature": 0.0, "structured_outputs": constraint(call["schema"])}
         return {"messages": call["messages"], "sampling_params": sampling, "place": item["place"]}
 
     n, other = SETTINGS["requests"], SETTINGS["seed"] + 1
