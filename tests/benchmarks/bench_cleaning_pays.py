@@ -27,9 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +52,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """What the arms of a world have in common."""
 
     sizes: Mapping[str, Any]
