@@ -105,7 +105,9 @@ def sample_world(workspace: str, folder: str) -> World:
     pq.write_table(pa.Table.from_pylist(rows, GROUPS), f"{folder}/written.parquet")
     rule = validate(NegativeRule, artifacts["select"].manifest["config"]["negatives"], str)
     groups = (artifacts["curate"].uri, f"{folder}/written.parquet")
-    ranks, most = (rule.first_rank, min(rule.last_rank, config.keep)), rule.most
+    # The recipe scores its best candidates alone, and takes no negative without a score: the same ranks, uncleaned.
+    scored = artifacts["rerank"].manifest["config"]["top_k"] or config.keep
+    ranks, most = (rule.first_rank, min(rule.last_rank, config.keep, scored)), rule.most
     passages = artifacts["curate"].uri
     sizes = SETTINGS["sample"]
     uncleaned = mined_groups(folder, groups, passages, start, sizes, ranks, most, config.keep, config.miners)[1]
