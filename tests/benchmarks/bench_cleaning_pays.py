@@ -39,7 +39,7 @@ ARMS = ("none", "uncleaned", "cleaned")
 SETTINGS = {
     "group_size": 4, "batch_size": 32, "temperature": 0.03, "micro_batch_tokens": 4096, "threads": 1, "dtype": "fp32",
     "bootstrap_samples": 2000, "bootstrap_seed": 1, "seed": 7,
-    "sample": {"steps": 60, "learning_rate": 1e-3, "warmup_steps": 8, "query_max_len": 32, "passage_max_len": 96,
+    "sample": {"steps": 60, "learning_rate": 3e-4, "warmup_steps": 8, "query_max_len": 32, "passage_max_len": 96,
                "evaluated_passage_len": 128},
     "real": {
         "steps": 50, "learning_rate": 2e-4, "warmup_steps": 5, "query_max_len": 32, "passage_max_len": 128,
