@@ -35,6 +35,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import in_process  # noqa: E402  (beside this file, wherever it is run from)
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "training"))
+from engines import PlainEngine  # noqa: E402  (the unit tests train without DeepSpeed too)
+
 ARMS = ("none", "uncleaned", "cleaned")
 SETTINGS = {
     "group_size": 4, "batch_size": 32, "temperature": 0.03, "micro_batch_tokens": 4096, "threads": 1, "dtype": "fp32",
@@ -221,30 +224,6 @@ def own_quantile(scored: str, share: float) -> float:
     return bound
 
 
-class Engine:
-    """What the loop needs of DeepSpeed's engine, on one CPU without sharding."""
-
-    def __init__(self, module: Any, optimizer: Any, device: Any) -> None:
-        self.module, self.optimizer, self.device = module, optimizer, device
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
-
-    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
-        """One rank has nothing to reduce at the boundary."""
-
-    def backward(self, loss: Any) -> Any:
-        loss.backward()
-        return loss
-
-    def step(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def get_global_grad_norm(self) -> None:
-        return None
-
-
 def train(
     folder: str, groups: str, start: str, sizes: Mapping[str, Any], seed: int, reranking: bool = False
 ) -> tuple[str, int]:
@@ -281,7 +260,7 @@ def train(
     config = RerankerConfig(**common) if reranking else FinetuneConfig(**common, temperature=SETTINGS["temperature"])
     device = torch.device("cpu")
     loaded = assembly.assemble(config, start, plan, packed.uri, None, device)
-    engine = Engine(loaded.module, new_optimizer(loaded.module, config.optimizer), device)
+    engine = PlainEngine(loaded.module, new_optimizer(loaded.module, config.optimizer))
     objective = assembly.new_objective(config, loaded, engine, plan)
     watched = Watched(Guard(config.max_loss_ratio))
     records = list(steps_of(engine, objective, plan, config, 0, steps, watched))

@@ -7,29 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from chuxin.artifacts import Artifact, Attempt, Draft
+from chuxin.artifacts import Artifact
 from chuxin.ids import text_hash
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATE, CANDIDATES
 from chuxin.search.store import Chunk, PassageStore, write_shard
 
+from ..here import HereDraft
+
 WHO, WHERE = ("老师", "医生", "学生", "记者", "工人", "农民"), ("北京", "上海", "广州", "成都")
 WHAT = ("学习做菜", "参观博物馆", "修理自行车", "写一篇文章")
-
-
-class HereDraft(Draft):
-    """A draft whose missing partitions are computed one after another in this process."""
-
-    def map(
-        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None,
-    ) -> None:  # fmt: skip
-        self._expected |= set(work)
-        done = self.committed()
-        for key, item in work.items():
-            if key not in done:
-                with self.attempt(key) as attempt:
-                    fn(key, item, attempt)
 
 
 def run(

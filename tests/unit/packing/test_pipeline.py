@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.artifacts import Artifact, Attempt, Draft
+from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
 from chuxin.ids import text_hash
 from chuxin.models.checkpoint import load_tokenizer
@@ -24,19 +24,9 @@ from chuxin.packing.pipeline import pack_groups, pack_texts
 from chuxin.runner import Context
 from chuxin.schema import GROUPS, PASSAGES
 
+from ..here import HereDraft
+
 ROWS = 60
-
-
-class HereDraft(Draft):
-    """A draft whose partitions are computed one after another in this process."""
-
-    def map(
-        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None,
-    ) -> None:  # fmt: skip
-        for key, item in work.items():
-            with self.attempt(key) as attempt:
-                fn(key, item, attempt)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The four stages from Parquet to closed artifacts, with an LLM played by a function and partitions in this process."""
 
-import json
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 import random_llm
 from scripted import ScriptedLLM, document, good, query
 
-from chuxin.artifacts import Artifact, Attempt, Draft
+from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
 from chuxin.ids import text_hash
 from chuxin.runner import Context
@@ -25,22 +23,9 @@ from chuxin.synthesis.config import GateConfig, JudgeConfig, LLMConfig, LLMExecu
 from chuxin.synthesis.cut import Cutter
 from chuxin.synthesis.render import CRITERIA
 
+from ..here import HereDraft
+
 ROWS = 40
-
-
-class HereDraft(Draft):
-    """A draft whose partitions are computed one after another in this process."""
-
-    def map(
-        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None,
-    ) -> None:  # fmt: skip
-        done = self.committed()
-        self._expected |= set(work)
-        for key, item in work.items():
-            if key not in done:
-                with self.attempt(key) as attempt:
-                    fn(key, json.loads(json.dumps(item)), attempt)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,22 @@
+"""Stages without Ray: partitions computed one after another in this process. For unit tests and benchmarks."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from chuxin.artifacts import Attempt, Draft
+
+
+class HereDraft(Draft):
+    """A draft whose missing partitions are computed here; items travel as the JSON that they have to be."""
+
+    def map(
+        self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
+        memory: int | None = None,
+    ) -> None:  # fmt: skip
+        done = self.committed()
+        self._expected |= set(work)
+        for key, item in work.items():
+            if key not in done:
+                with self.attempt(key) as attempt:
+                    fn(key, json.loads(json.dumps(item)), attempt)
