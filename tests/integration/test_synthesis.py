@@ -34,7 +34,7 @@ from chuxin.ids import text_hash
 from chuxin.recipe import STAGES, RecipeConfig
 from chuxin.runner import Context
 from chuxin.schema import KEEP, PASSAGES
-from chuxin.synthesis.calls import Answer, Call, CallFailed, seed_of, verdict, writing
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, seed_of, verdict, writing
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
 from chuxin.synthesis.llm import Ledger, LLMPool, PoolClient
 from chuxin.synthesis.parse import read_queries
@@ -196,6 +196,27 @@ def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -
     before = sent.copy()
     again, counts = crew.run(range(WAITING), work, lambda row, error: "")
     assert again == results and counts == {"calls_stored": WAITING} and sent == before
+
+
+def test_a_lone_call_knows_whether_it_was_in_the_engine_that_died(pool: LLMPool) -> None:
+    import psutil
+    import ray
+
+    async def killed() -> list:
+        process = psutil.Process(await pool._engines[0].start.remote())
+        inside = [asyncio.ensure_future(pool.client.ask(rich(i))) for i in range(60)]
+        await asyncio.sleep(0.3)
+        waiting = asyncio.ensure_future(pool.client.ask(VERDICTS[0], 1))
+        await asyncio.sleep(0.3)
+        assert not waiting.done() and not all(call.done() for call in inside)
+        process.kill()
+        return await asyncio.gather(*inside, waiting, return_exceptions=True)
+
+    *inside, waited = asyncio.run(killed())
+    assert any(type(told) is EngineDied for told in inside) and type(waited) is EngineLeft
+    answer = asyncio.run(pool.client.ask(VERDICTS[0], 1))
+    assert answer.text in (YES, NO)
+    ray.get(pool._engines[0].start.remote())
 
 
 def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ engines (llm.py).
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, Unanswered, key
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, Unanswered, key
 from chuxin.synthesis.store import AnswerStore
 
 Result = TypeVar("Result")
@@ -32,7 +32,10 @@ first: 600 calls of the sample LLM then took 83 s after one death, and with an L
 _FEW = 4
 _OWN_DEATHS = 3
 _SUSPECTS = 3
-"""Quarantines in a row, without an answer between, after which the engine is suspected and not the calls."""
+"""Quarantines of an engine in a row, without an answer of it between, after which it is suspected and not the calls."""
+_WAITS = 8
+"""Deaths that a lone call only waited through, after which one counts as its own: what kills a process before it has
+said that it begins would go on for ever."""
 
 
 class Client(Protocol):
@@ -44,6 +47,10 @@ class Client(Protocol):
 
     async def probe(self, call: Call) -> None:
         """Makes the engine that a call goes to answer a short one of our own; raises like `ask`."""
+        ...
+
+    def place(self, call: Call) -> int:
+        """Returns the number of the engine that a call goes to."""
         ...
 
 
@@ -69,7 +76,7 @@ class Asking:
     def __init__(self, client: Client, store: AnswerStore, model: str, max_crashes: int) -> None:
         self._client, self._store, self._model, self._max_crashes = client, store, model, max_crashes
         self._pending: dict[bytes, asyncio.Future[Answer]] = {}
-        self._suspects: dict[bytes, list] = {}
+        self._suspects: defaultdict[int, dict[bytes, list]] = defaultdict(dict)  # by engine
         self._broken: InputError | None = None
         self._lone = asyncio.Lock()
         self.counts: Counter[str] = Counter()
@@ -82,8 +89,8 @@ class Asking:
             Exception: It found no answer, however often it was sent; Unanswered, where the reason is known.
             InputError: The engine dies whatever it is asked.
         """
-        name = key(self._model, call)
-        stored = self._suspects.get(name) or self._store.get(name)
+        name, place = key(self._model, call), self._client.place(call)
+        stored = self._suspects[place].get(name) or self._store.get(name)
         if stored is not None:
             self.counts["calls_stored"] += 1
             return _read(stored)
@@ -92,7 +99,7 @@ class Asking:
         future = self._pending[name] = asyncio.get_running_loop().create_future()
         try:
             answer = await self._buy(call)
-            self._keep(name, [*answer, call.subject])
+            self._keep(name, place, [*answer, call.subject])
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
@@ -104,19 +111,23 @@ class Asking:
 
     def settle(self) -> None:
         """Stores the quarantines that no later answer has confirmed yet: the partition came to its end without more."""
-        for name, value in self._suspects.items():
-            self._store.put(name, value)
-        self._suspects.clear()
+        for place in list(self._suspects):
+            self._confirm(place)
 
-    def _keep(self, name: bytes, value: list) -> None:
-        """Stores an answer; a quarantine only once another call was answered, which shows that the engine is sound."""
+    def _confirm(self, place: int) -> None:
+        """Stores an engine's quarantines: it is sound."""
+        for name, value in self._suspects.pop(place, {}).items():
+            self._store.put(name, value)
+
+    def _keep(self, name: bytes, place: int, value: list) -> None:
+        """Stores an answer; a quarantine only once its engine has answered another call: it is sound then."""
         if value[1] != _CRASHED:
-            if self._broken is None:  # else the engine is to blame, whatever it may still answer
-                self.settle()
+            if self._broken is None:  # else an engine is to blame, whatever it may still answer
+                self._confirm(place)
             self._store.put(name, value)
             return
-        self._suspects[name] = value
-        if len(self._suspects) >= _SUSPECTS:
+        self._suspects[place][name] = value
+        if len(self._suspects[place]) >= _SUSPECTS:
             self._broken = _broken(f"{_SUSPECTS} requests in a row brought it down")
             self._require_sound()
 
@@ -164,11 +175,14 @@ class Asking:
             return await self._alone(call)
 
     async def _alone(self, call: Call) -> Answer:
-        blamed = own = 0
+        blamed = own = waited = 0
         while blamed < self._max_crashes:
             try:
                 return await self._answered(call, 1)
             except EngineDied as error:
+                if isinstance(error, EngineLeft) and waited < _WAITS:
+                    waited += 1
+                    continue
                 self.counts["engine_deaths"] += 1
                 if await self._sound(call):
                     blamed += 1

@@ -31,6 +31,10 @@ class EngineDied(Exception):
     """The engine ended while it had this request, perhaps because of it."""
 
 
+class EngineLeft(EngineDied):
+    """The engine ended while this request waited for its turn there: not because of it."""
+
+
 class Call(NamedTuple):
     """A request. A schema or choices constrain the answer; choices are one token each, with log-probabilities."""
 

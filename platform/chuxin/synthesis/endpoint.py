@@ -79,6 +79,10 @@ class EndpointClient:
         """Asks the server for its models; what its engines do is its own business."""
         await self._guarded(self._names)
 
+    def place(self, call: Call) -> int:
+        """Returns 0: the server is one engine."""
+        return 0
+
     async def _names(self) -> list[str]:
         return [entry.id async for entry in self._opened().models.list()]
 

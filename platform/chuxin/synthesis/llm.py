@@ -14,7 +14,7 @@ import importlib.util
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError, RayError
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
 from chuxin.synthesis.asking import Client
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, Unanswered
+from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, Unanswered
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.turns import Turns
@@ -84,6 +84,16 @@ class Engine:
         async with self._turns.turn(share):
             await self.start()
             return await self._generate(call)
+
+    async def generate_alone(self, call: Call) -> AsyncIterator[tuple[str, Any]]:
+        """Computes one call with the engine to itself; yields ("begun", "") once it is in, then as `generate` returns.
+
+        Whoever asks can so tell whether a process that dies had begun with it.
+        """
+        async with self._turns.turn(1):
+            await self.start()
+            yield "begun", ""
+            yield await self._generate(call)
 
     async def forget(self) -> None:
         """Empties the prefix cache, so that a measurement begins anew."""
@@ -207,24 +217,31 @@ class PoolClient:
 
     async def ask(self, call: Call, share: int | None = None) -> Answer:
         """Sends one call to the engine that its first 200 characters choose; `share` as for `Turns.turn`."""
-        return await self._send(self._place(call), call, share)
+        return await self._send(self.place(call), call, share)
 
     async def probe(self, call: Call) -> None:
         """Sends a short call to the engine that a call goes to, alone."""
-        await self._send(self._place(call), _PROBE, 1)
+        await self._send(self.place(call), _PROBE, 1)
 
-    def _place(self, call: Call) -> int:
+    def place(self, call: Call) -> int:
+        """Returns the number of the engine that a call goes to: that of its prefix."""
         prefix = call.messages[0]["content"][:_PREFIX_CHARS]
         return xxhash.xxh3_64_intdigest(prefix.encode()) % len(self._engines)
 
     async def _send(self, place: int, call: Call, share: int | None) -> Answer:
+        kind, value = "", None
         try:
             if place in self._returning:  # sent now it would fail, and count against the call
                 await self._back(place)
-            kind, value = await self._engines[place].generate.remote(call, share)
+            engine = self._engines[place]
+            if share == 1:
+                async for told in engine.generate_alone.options(num_returns="streaming").remote(call):
+                    kind, value = await told
+            else:
+                kind, value = await engine.generate.remote(call, share)
         except RayActorError as error:
             await self._back(place)
-            raise EngineDied(str(error).splitlines()[0]) from error
+            raise (EngineLeft if share == 1 and not kind else EngineDied)(str(error).splitlines()[0]) from error
         except RayError as error:
             raise find_input_error(error) or getattr(error, "cause", None) or error from error
         if kind == "died":

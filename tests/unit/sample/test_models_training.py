@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chuxin.models.packed import embed
 from chuxin.sample.config import SampleConfig
-from chuxin.sample.training import calls, forms, tokenizer, train_llm, train_reranker, trees
+from chuxin.sample.training import calls, facts, forms, tokenizer, train_llm, train_reranker, trees
 from chuxin.sample.world import DOMAINS, entity, held_out, passages
 from chuxin.synthesis import render
 
@@ -52,7 +52,7 @@ def test_no_entity_that_a_recipe_holds_out_is_learned_from():
         assert names <= calls.held_out_names()
     rng = random.Random(3)
     drawn = [calls.training_entity(rng) for _ in range(300)]
-    drawn += [train_reranker.neighbour(rng, one) for one in drawn]
+    drawn += [calls.neighbour(rng, one) for one in drawn]
     assert not {one.name for one in drawn} & calls.held_out_names()
 
 
@@ -210,17 +210,17 @@ def test_pairs_are_labelled_by_what_documents_tell():
     assert sum(one.label for group in groups for one in group[1:6]) < 0.2 * 5 * len(groups)
     assert not any(one.document for group in groups for one in group[6:])
     for one in (one for group in groups for one in group):
-        assert len(one.classes) == len(train_reranker.CLASSES)
-        inside = zip(one.classes, train_reranker.CLASSES, strict=True)
-        assert all(number == train_reranker.UNKNOWN or 0 <= number < count for number, count in inside)
-        assert len(one.matches) == train_reranker.MATCHES
-        assert all(0 <= number < train_reranker.TOLD for number in one.told)
+        assert len(one.classes) == len(facts.CLASSES)
+        inside = zip(one.classes, facts.CLASSES, strict=True)
+        assert all(number == facts.UNKNOWN or 0 <= number < count for number, count in inside)
+        assert len(one.matches) == facts.MATCHES
+        assert all(0 <= number < facts.TOLD for number in one.told)
         # What answers matches in everything that is known.
         assert not (one.document and one.label) or 0 not in one.matches
 
 
 def test_what_a_query_token_shares_with_a_document():
-    found = train_reranker.copies([7, 8, 9, 7], [1, 7, 8, 3, 9])
+    found = facts.copies([7, 8, 9, 7], [1, 7, 8, 3, 9])
     assert found == [(1.0, 0.0), (1.0, 1.0), (1.0, 0.0), (1.0, 0.0)]
 
 
@@ -246,7 +246,7 @@ def test_a_reranker_step_reads_all_that_it_is_taught():
     starts_N = one.packed.bounds_N1[:-1]
     assert (one.query_Q > starts_N[one.owner_Q]).all() and one.paired_N[one.owner_Q].all()
     logit_N, loss, terms = train_reranker.loss_terms(model, heads, one)
-    assert logit_N.shape == one.label_N.shape and len(terms) == len(train_reranker.CLASSES) + 4
+    assert logit_N.shape == one.label_N.shape and len(terms) == len(facts.CLASSES) + 4
     (loss + sum(terms)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in heads.parameters())
     assert model.backbone.encoder.layer[0].attention.self.key.weight.grad.abs().sum() > 0

@@ -20,6 +20,7 @@ class ScriptedLLM:
         self.sent: Counter[str] = Counter()
         self.alone = self.probes = 0
         self.dead = lambda: False
+        self.engine = lambda call: 0
         self.seeds: list[int] = []
         self.shares: list[int | None] = []
 
@@ -42,6 +43,9 @@ class ScriptedLLM:
         self.probes += 1
         if self.dead():
             raise EngineDied("it is gone again")
+
+    def place(self, call: Call) -> int:
+        return self.engine(call)
 
 
 def document(call: Call) -> str:

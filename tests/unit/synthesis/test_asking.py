@@ -10,7 +10,7 @@ import chuxin.synthesis.asking as asking_module
 import chuxin.synthesis.llm as llm_module
 from chuxin.errors import InputError
 from chuxin.synthesis.asking import Asking
-from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, key, seed_of, verdict, writing
+from chuxin.synthesis.calls import CallFailed, EngineDied, EngineLeft, Unanswered, key, seed_of, verdict, writing
 from chuxin.synthesis.config import LLMExecution, Sampling
 from chuxin.synthesis.render import query_schema
 from chuxin.synthesis.store import AnswerStore
@@ -162,6 +162,39 @@ def test_quarantines_in_a_row_stop_and_are_not_kept(tmp_path: Path) -> None:
     client = ScriptedLLM(lambda given: EngineDied("x") if document(given) in bad else good(given))
     told = [ask(client, tmp_path / "other", call(str(i)))[0][0] for i in range(8)]
     assert [i for i, e in enumerate(told) if isinstance(e, CallFailed)] == [0, 2, 4, 6]
+
+
+def test_an_answer_of_one_engine_confirms_no_quarantine_of_another(tmp_path: Path) -> None:
+    client = ScriptedLLM(lambda given: EngineDied("a bad card") if document(given) < "4" else good(given))
+    client.engine = lambda given: int(document(given) < "4")
+    told = []
+
+    async def run(asking: Asking) -> None:
+        for name in "0415":  # the sound engine answers between the broken one's deaths
+            try:
+                told.append(await asking(call(name)))
+            except CallFailed as error:
+                told.append(error)
+        with pytest.raises(InputError, match="3 requests in a row"):
+            await asking(call("2"))
+
+    with AnswerStore(str(tmp_path)) as store:
+        asyncio.run(run(Asking(client, store, "m", max_crashes=1)))
+    assert [isinstance(e, CallFailed) for e in told] == [True, False, True, False]
+    answers, counts = ask(ScriptedLLM(), tmp_path, *map(call, "0415"))
+    assert all(a.text for a in answers) and (counts["calls_bought"], counts["calls_stored"]) == (2, 2)
+
+
+def test_a_lone_call_is_not_blamed_for_a_death_that_it_waited_through(tmp_path: Path) -> None:
+    # It dies among others; alone, it waits through three deaths, dies once in the engine, and is answered.
+    deaths = [EngineDied("x"), *[EngineLeft("x")] * 3, EngineDied("x")]
+    client = ScriptedLLM(lambda given: deaths.pop(0) if deaths else good(given))
+    (answer,), counts = ask(client, tmp_path, call())
+    assert answer.text and "calls_quarantined" not in counts and client.probes == 1
+    # What dies before it is known to have begun is not waited for without end.
+    client = ScriptedLLM(lambda given: EngineLeft("x"))
+    (told,), counts = ask(client, tmp_path / "other", call())
+    assert str(told) == "crashes_engine" and client.sent["query"] == 1 + asking_module._WAITS + 2
 
 
 def test_a_request_without_an_answer_is_sent_again_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

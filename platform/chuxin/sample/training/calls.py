@@ -7,6 +7,7 @@ that the recipes' worlds hold out. Leaves out tokens and tensors (trees.py).
 
 import functools
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -43,17 +44,19 @@ DIFFICULTY_WORDS = dict(zip(DIFFICULTIES, "易中难", strict=True))
 LENGTH_WORDS = dict(zip(LENGTHS, "短中长", strict=True))
 KIND_WEIGHTS = (3, 2, 2, 2, 3, 2)
 LONGEST_DOCUMENT = 320
+RICH, ANSWERED = 2, 12  # calls about a document; an `answered` one costs some 25 tokens behind the document
 YES, NO = "是", "否"
 FIELD = re.compile(r"\{([a-z]+)\}")
 Ask = tuple[str, str, str]
 
 
 class Call(NamedTuple):
-    """One call: its prompt and the answer."""
+    """One call: its prompt and the answer, and what a query that it shows beside a document asks."""
 
     name: str
     prompt: str
     answer: str
+    query: Written | None = None
 
 
 class Document(NamedTuple):
@@ -98,6 +101,18 @@ def training_entity(rng: random.Random, domain: Domain | None = None) -> Entity:
     while (drawn := entity(SEED, domain, rng.randrange(ENTITIES))).name in held_out_names():
         pass
     return drawn
+
+
+def neighbour(rng: random.Random, subject: Entity) -> Entity:
+    """An entity of the same domain that shares two of region, brand and kind."""
+    counts = (len(pools.REGIONS), len(pools.BRANDS), len(subject.domain.kinds))
+    out = rng.randrange(3)
+    step = math.prod(count for number, count in enumerate(counts) if number != out)
+    while True:
+        index = (subject.index + step * rng.randrange(1, counts[out])) % ENTITIES
+        other = entity(SEED, subject.domain, index)
+        if other.name not in held_out_names():
+            return other
 
 
 def document(rng: random.Random, told: Sequence[Passage]) -> Document:
@@ -182,7 +197,7 @@ def answered(rng: random.Random, page: Document, others: Sequence[Passage], stra
         found, attribute = plain_query(rng, source)
         query = Written(found, source.entity, attribute, source.when.said, "", "", "")
     verdict = YES if answers(page, query) else NO
-    return Call("answered", render("answered", passage=page.text, query=query.text), verdict)
+    return Call("answered", render("answered", passage=page.text, query=query.text), verdict, query)
 
 
 def gate(rng: random.Random, page: Document | None, strangers: Sequence[Passage]) -> Call:
@@ -218,15 +233,16 @@ def lesson(rng: random.Random) -> tuple[Document, list[Call]]:
     subject = training_entity(rng)
     mine = passages(SEED, subject)
     rng.shuffle(mine)
-    strangers = passages(SEED, training_entity(rng, subject.domain))
+    stranger = neighbour(rng, subject) if rng.random() < 0.5 else training_entity(rng, subject.domain)
+    strangers = passages(SEED, stranger)
     size = rng.choices((1, 2, 3, 4), (10, 6, 3, 1))[0]
     taken = mine[:size]
     if rng.random() < 0.08:
         taken = [taken[0], rng.choice(passages(SEED, training_entity(rng, subject.domain))), rng.choice(strangers)]
     page = document(rng, taken)
     others = [passage for passage in mine if passage not in page.told]
-    calls = [rich(rng, page, [ask(rng) for _ in range(rng.choices((1, 2, 3), (1, 4, 2))[0])]) for _ in range(3)]
-    calls += [answered(rng, page, others, strangers) for _ in range(4)]
+    calls = [rich(rng, page, [ask(rng) for _ in range(rng.choices((1, 2, 3), (1, 4, 2))[0])]) for _ in range(RICH)]
+    calls += [answered(rng, page, others, strangers) for _ in range(ANSWERED)]
     if rng.random() < 0.25:
         calls += faithful(rng, page)
     if rng.random() < 0.3:

@@ -16,21 +16,30 @@ import argparse
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from chuxin.models.checkpoint import WEIGHT_FILES, name_tokenizer_class, quiet_transformers
-from chuxin.sample.training import calls, tokenizer
+from chuxin.sample.training import calls, reading, tokenizer
 from chuxin.sample.training.trees import IGNORED, Batch, batches, tree
 
 MAX_LEN = 640  # 256 tokens of a document, the longest prompt in pieces, an answer of 96, and room
 LESSONS = 16  # a step
 PIECES = 2600
+LAYERS, EQUALS = 6, (1, 3)  # in all, and those that begin as `attend_to_equals` draws them
 WARM_UP, DECAY = 100, 0.25
+AUXILIARY = 0.1  # weight of the loss of each head of reading.py
+_TURN = 4e-3  # radians a token: three quarters of a turn over the longest document
+_SHARP = 1.7
+_QUIET = 1.0
 CALLS = ("rich", "persona", "query", "answered", "gate", "standalone", "searchable", "single_intent")
 
 
@@ -58,25 +67,85 @@ def new_model(vocab: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
     """Draws the model's weights. Heads of 64: what every attention kernel of an engine knows."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=-(-len(vocab) // 64) * 64, hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+        vocab_size=-(-len(vocab) // 64) * 64, hidden_size=192, intermediate_size=512, num_hidden_layers=LAYERS,
         num_attention_heads=3, num_key_value_heads=3, max_position_embeddings=MAX_LEN, rope_theta=10000.0,
         tie_word_embeddings=True, attention_dropout=0.0, bos_token_id=None, eos_token_id=vocab.eos_token_id,
         pad_token_id=vocab.pad_token_id, use_cache=True, attn_implementation="sdpa",
     )  # fmt: skip
-    return Qwen2ForCausalLM(config)
+    model = Qwen2ForCausalLM(config)
+    for number in EQUALS:
+        attend_to_equals(model.model.layers[number], model.model.rotary_emb.inv_freq)
+    return model
 
 
-def loss_sum(model: Qwen2ForCausalLM, one: Batch) -> tuple[torch.Tensor, int, int]:
-    """Returns the answers' summed, weighted cross entropy, how many tokens they have and how many were foreseen."""
-    hidden_NLH = model.model(
-        input_ids=one.ids_NL, position_ids=one.position_NL, attention_mask=one.mask_N1LL, use_cache=False
-    ).last_hidden_state
+@torch.no_grad()
+def grow(model: Qwen2ForCausalLM, start: Qwen2ForCausalLM) -> None:
+    """Takes over a trained model's weights; of one that lacks the layers EQUALS these stay as they were drawn."""
+    taken = [number for number in range(LAYERS) if len(start.model.layers) == LAYERS or number not in EQUALS]
+    for number, layer in zip(taken, start.model.layers, strict=True):
+        model.model.layers[number].load_state_dict(layer.state_dict())
+    model.model.embed_tokens.load_state_dict(start.model.embed_tokens.state_dict())
+    model.model.norm.load_state_dict(start.model.norm.state_dict())
+
+
+@torch.no_grad()
+def attend_to_equals(layer: Qwen2DecoderLayer, angles_D: torch.Tensor) -> None:
+    """Draws a layer whose tokens attend to equal ones, and which adds little to what passes through it.
+
+    Keys are queries, orthonormal, of those places of a head alone that turn by less than `_TURN` a token: what is
+    equal is so wherever it stands. See train_reranker.py, where the same made matching learnable.
+
+    Args:
+        layer: Is changed.
+        angles_D: How far a token turns each place of a head (half its width), in radians.
+    """
+    attention = layer.self_attn
+    slow = torch.nonzero(angles_D < _TURN).flatten()
+    places = torch.cat([slow, slow + len(angles_D)])
+    for query, key in zip(attention.q_proj.weight.split(attention.head_dim),
+                          attention.k_proj.weight.split(attention.head_dim), strict=True):  # fmt: skip
+        query.zero_()
+        query[places] = nn.init.orthogonal_(torch.empty(len(places), query.shape[1]), _SHARP)
+        key.copy_(query)
+    for part in (attention.q_proj, attention.k_proj, attention.v_proj):
+        part.bias.zero_()
+    nn.init.orthogonal_(attention.v_proj.weight)
+    nn.init.orthogonal_(attention.o_proj.weight, _QUIET)
+    layer.mlp.down_proj.weight.zero_()
+
+
+class Losses(NamedTuple):
+    """What a batch costs, and what it foresaw."""
+
+    answers: torch.Tensor
+    """The answers' summed, weighted cross entropy."""
+    tokens: int
+    foreseen: int
+    """Of the answers' tokens."""
+    verdicts: int
+    """Calls `answered`."""
+    right: int
+    """Of these."""
+    heads: list[torch.Tensor]
+
+
+def losses(model: Qwen2ForCausalLM, heads: reading.Heads, one: Batch) -> Losses:
+    """Computes a batch."""
+    found = model.model(
+        input_ids=one.ids_NL, position_ids=one.position_NL, attention_mask=one.mask_N1LL, use_cache=False,
+        output_hidden_states=True,
+    )  # fmt: skip
+    hidden_NLH = found.last_hidden_state
     learned = one.target_NL != IGNORED
     logits_TV = model.lm_head(hidden_NLH[learned]).float()
     target_T = one.target_NL[learned]
-    right = int((logits_TV.argmax(-1) == target_T).sum())
+    right_NL = torch.zeros_like(learned)
+    right_NL[learned] = logits_TV.argmax(-1) == target_T
     loss_T = functional.cross_entropy(logits_TV, target_T, reduction="none")
-    return (loss_T * one.weight_NL[learned]).sum(), len(target_T), right
+    verdicts = [(p.row, p.at + p.branch.answer - 1) for p in one.places if p.branch.call.query is not None]
+    states = (*found.hidden_states[:-1], hidden_NLH)
+    return Losses((loss_T * one.weight_NL[learned]).sum(), len(target_T), int(right_NL.sum()), len(verdicts),
+                  sum(int(right_NL[at]) for at in verdicts), reading.terms(heads, states, one))  # fmt: skip
 
 
 def rate(step: int, steps: int) -> float:
@@ -84,19 +153,20 @@ def rate(step: int, steps: int) -> float:
     return min((step + 1) / WARM_UP, 1.0, (steps - step) / (DECAY * steps))
 
 
-def optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+def optimizers(model: Qwen2ForCausalLM, heads: reading.Heads) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms, biases and the heads."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
     return [
         torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=3e-3, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.AdamW([*others, *heads.parameters()], lr=3e-3, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
 
 def train(
-    rank: int, workers: int, directory: Path, steps: int, seed: int, resume: Path | None, tokens: int, every: int
-) -> None:
+    rank: int, workers: int, directory: Path, steps: int, seed: int, start: Path | None, resume: Path | None,
+    tokens: int, every: int,
+) -> None:  # fmt: skip
     """Trains and saves; writes a line of figures every 20 steps and a checkpoint every `every` steps.
 
     Each worker takes its part of a step's lessons; their gradients are summed, so their number changes rounding only.
@@ -104,38 +174,47 @@ def train(
     if workers > 1:
         store = f"file://{directory.resolve()}.rendezvous"
         distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
-    vocab = PreTrainedTokenizerFast.from_pretrained(directory) if resume else new_tokenizer(seed)
+    known = start or (directory if resume else None)
+    vocab = PreTrainedTokenizerFast.from_pretrained(known) if known else new_tokenizer(seed)
     model = new_model(vocab, seed)
-    size = sum(p.numel() for p in model.parameters())
+    if start:
+        grow(model, Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32))
+    heads = reading.Heads(model.config.hidden_size)
+    both = nn.ModuleList([model, heads])
     if rank == 0:
-        print(f"{len(vocab)} tokens, {size / 1e6:.2f} M parameters", flush=True)
-    made = optimizers(model)
+        print(f"{len(vocab)} tokens, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    made = optimizers(model, heads)
     rates = [group["lr"] for o in made for group in o.param_groups]
     first = 0
     if resume:
         state = torch.load(resume, weights_only=True)
-        model.load_state_dict(state["model"])
+        both.load_state_dict(state["both"])
         for o, saved in zip(made, state["optimizers"], strict=True):
             o.load_state_dict(saved)
         first = state["step"]
-    began, seen, learned, right, total = time.time(), 0, 0, 0, 0.0
+    began, seen = time.time(), 0
+    sums, read = Counter[str](), np.zeros(1)
     for step in range(first, steps):
         rng = random.Random(f"{seed}/{step}")
         for group, top in zip((g for o in made for g in o.param_groups), rates, strict=True):
             group["lr"] = top * rate(step, steps)
-        trees = [tree(vocab, page.text, told) for page, told in (calls.lesson(rng) for _ in range(LESSONS))]
-        count = sum(len(b.ids) - b.answer for t in trees for b in t.branches)
-        mine = sorted(trees, key=lambda t: t.size)[rank::workers]
-        for one in batches(mine, tokens, vocab.pad_token_id):
+        trees = [tree(vocab, page, told) for page, told in (calls.lesson(rng) for _ in range(LESSONS))]
+        branches = [branch for one in trees for branch in one.branches]
+        count = sum(len(b.ids) - b.answer for b in branches)
+        shown = sum(b.call.query is not None for b in branches)
+        for one in batches(sorted(trees, key=lambda t: t.size)[rank::workers], tokens, vocab.pad_token_id):
             with torch.autocast("cpu", torch.bfloat16):
-                loss, n, hits = loss_sum(model, one)
-            (loss / count).backward()
-            total, learned, right, seen = total + loss.item(), learned + n, right + hits, seen + one.ids_NL.numel()
+                made_of = losses(model, heads, one)
+            (made_of.answers / count + AUXILIARY * sum(made_of.heads) * made_of.verdicts / shown).backward()
+            sums += Counter(loss=made_of.answers.item(), tokens=made_of.tokens, foreseen=made_of.foreseen,
+                            verdicts=made_of.verdicts, right=made_of.right)  # fmt: skip
+            read = read + made_of.verdicts * np.array([term.item() for term in made_of.heads] or 0.0)
+            seen += one.ids_NL.numel()
         if workers > 1:
-            joined = torch.cat([p.grad.flatten() for p in model.parameters()])
+            joined = torch.cat([p.grad.flatten() for p in both.parameters()])
             distributed.all_reduce(joined)
-            torch.nn.utils.vector_to_parameters(joined, [p.grad for p in model.parameters()])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.vector_to_parameters(joined, [p.grad for p in both.parameters()])
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         for o in made:
             o.step()
             o.zero_grad()
@@ -143,13 +222,16 @@ def train(
             continue
         if (step + 1) % 20 == 0:
             spent = time.time() - began
-            figures = {"step": step + 1, "loss": round(total / learned, 4), "right": round(right / learned, 4),
-                       "tokens_per_s": round(seen / spent), "minutes": round(spent / 60, 1)}  # fmt: skip
+            figures = {"step": step + 1, "loss": round(sums["loss"] / sums["tokens"], 4),
+                       "right": round(sums["foreseen"] / sums["tokens"], 4),
+                       "answered": round(sums["right"] / sums["verdicts"], 4),
+                       "heads": (read / sums["verdicts"]).round(2).tolist(), "tokens_per_s": round(seen / spent),
+                       "minutes": round(spent / 60, 1)}  # fmt: skip
             print(json.dumps(figures), flush=True)
-            learned, right, total = 0, 0, 0.0
+            sums, read = Counter[str](), np.zeros(1)
         if (step + 1) % every == 0:
             save(model, vocab, directory)
-            torch.save({"model": model.state_dict(), "optimizers": [o.state_dict() for o in made], "step": step + 1},
+            torch.save({"both": both.state_dict(), "optimizers": [o.state_dict() for o in made], "step": step + 1},
                        directory.with_name(f"{directory.name}-{step + 1}.pt"))
     if rank == 0:
         save(model, vocab, directory)
@@ -174,6 +256,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where the model is written; checkpoints stand beside it")
     parser.add_argument("--steps", type=int, required=True, help=f"steps of {LESSONS} lessons")
     parser.add_argument("--seed", type=int, default=calls.SEED, help="of weights and lessons")
+    parser.add_argument("--start", type=Path, help="a trained model to go on from, with new optimizers")
     parser.add_argument("--resume", type=Path, help="a checkpoint of the constant part")
     parser.add_argument("--tokens", type=int, default=4000, help="of a pass")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
@@ -184,7 +267,7 @@ def main() -> None:
         train(0, 1, **given)
         return
     given["directory"].with_name(f"{given['directory'].name}.rendezvous").unlink(missing_ok=True)
-    order = ("directory", "steps", "seed", "resume", "tokens", "every")
+    order = ("directory", "steps", "seed", "start", "resume", "tokens", "every")
     multiprocessing.spawn(train, (workers, *(given[name] for name in order)), nprocs=workers)
 
 

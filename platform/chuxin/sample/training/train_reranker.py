@@ -14,8 +14,6 @@ what is asked and told; from the last one the matches again.
 """
 
 import argparse
-import functools
-import itertools
 import json
 import random
 import time
@@ -33,74 +31,30 @@ from chuxin.models.config import InitConfig
 from chuxin.models.packed import Packed, encode, pack
 from chuxin.models.reranker import Classifier, CrossEncoder, pair_ids, save_reranker
 from chuxin.models.start import new_model, train_tokenizer
-from chuxin.sample import pools
 from chuxin.sample.training import calls
-from chuxin.sample.training.calls import Document, answers
+from chuxin.sample.training.calls import Document
+from chuxin.sample.training.facts import (
+    ATTRIBUTES,
+    CLASSES,
+    COPIES,
+    MATCHES,
+    TOLD,
+    UNKNOWN,
+    WHENS,
+    Example,
+    copies,
+    example,
+    parts,
+)
 from chuxin.sample.training.forms import Written
-from chuxin.sample.world import DOMAINS, Entity, Passage, entity, passages
+from chuxin.sample.world import Entity, Passage, passages
 
 MAX_LEN = 512
 VOCABULARY = 2600
 QUERIES = 10  # a step, each with six documents
 ALONE = 4  # queries without a document for each of these
 WARM_UP, DECAY = 50, 0.3
-UNKNOWN = -100  # what torch's cross entropy leaves out
 AUXILIARY = 0.3  # weight of each auxiliary head's loss
-COPIES = 2  # what a query token shares with the document: itself, itself behind its neighbour
-
-REGIONS = {word.said: number for number, word in enumerate(pools.REGIONS)}
-ATTRIBUTES = {
-    (domain.key, attribute.noun): number
-    for number, (domain, attribute) in enumerate(
-        (domain, attribute) for domain in DOMAINS for topic in domain.topics for attribute in topic.attributes
-    )
-}
-WHENS = {said: number for number, said in enumerate(sorted({word.said for domain in DOMAINS for word in domain.whens}))}
-KINDS = {(domain.key, number): place for place, (domain, number) in enumerate(
-    (domain, number) for domain in DOMAINS for number in range(len(domain.kinds))
-)}  # fmt: skip
-PARTS = (len(REGIONS), len(pools.BRANDS), len(KINDS))
-CLASSES = (*PARTS, len(ATTRIBUTES), len(WHENS), *PARTS)
-TOLD = len(ATTRIBUTES) + len(WHENS)
-MATCHES = 5
-
-
-class Example(NamedTuple):
-    """A pair, whether the document answers, and the classes that the auxiliary heads shall read."""
-
-    query: str
-    document: str
-    label: bool
-    classes: tuple[int, ...]
-    """Of the query its region, brand, kind, fact and time; of the document region, brand and kind."""
-    told: tuple[int, ...]
-    """Which facts and times the document tells, numbered one after the other."""
-    matches: tuple[int, ...]
-    """Whether region, brand, kind, fact and time of the query are the document's."""
-
-
-@functools.lru_cache(maxsize=20000)
-def parts(subject: Entity) -> tuple[int, int, int]:
-    """Numbers of an entity's region, brand and kind."""
-    kind = subject.index % len(subject.domain.kinds)
-    pattern, said = subject.domain.pattern, subject.domain.kinds[kind].said
-    brand = next(
-        number for number, word in enumerate(pools.BRANDS)
-        if pattern.format(r=subject.region, b=word.said, t=said) == subject.name
-    )  # fmt: skip
-    return REGIONS[subject.region], brand, KINDS[subject.domain.key, kind]
-
-
-def neighbour(rng: random.Random, subject: Entity) -> Entity:
-    """An entity of the same domain that shares two of region, brand and kind."""
-    counts = (len(pools.REGIONS), len(pools.BRANDS), len(subject.domain.kinds))
-    out = rng.randrange(3)
-    step = int(np.prod([count for number, count in enumerate(counts) if number != out]))
-    while True:
-        index = (subject.index + step * rng.randrange(1, counts[out])) % calls.ENTITIES
-        other = entity(calls.SEED, subject.domain, index)
-        if other.name not in calls.held_out_names():
-            return other
 
 
 def brief_entity(rng: random.Random) -> Entity:
@@ -131,7 +85,7 @@ def examples(rng: random.Random) -> list[Example]:
     near = [p for p in others if p.topic == gold.topic]
     rng.shuffle(others)
     found = [page(rng, [gold, *others]), page(rng, others), page(rng, [rng.choice(near)]), page(rng, others[2:])]
-    for stranger in (neighbour(rng, subject), calls.training_entity(rng, rng.choice((subject.domain, None)))):
+    for stranger in (calls.neighbour(rng, subject), calls.training_entity(rng, rng.choice((subject.domain, None)))):
         told = passages(calls.SEED, stranger)
         same = [p for p in told if p.topic == gold.topic and p.entity.domain is subject.domain]
         rng.shuffle(told)
@@ -149,21 +103,6 @@ def alone(rng: random.Random, mine: Sequence[Passage]) -> list[Example]:
         classes = (*parts(query.subject), asked, when, *(UNKNOWN,) * 3)
         made.append(Example(query.text, "", False, classes, (), (UNKNOWN,) * MATCHES))
     return made
-
-
-def example(query: Written, one: Document) -> Example:
-    """A pair with its label and classes; a document of several entities has no class of its own."""
-    subjects = {p.entity.name for p in one.told}
-    about = parts(one.told[0].entity) if len(subjects) == 1 else (UNKNOWN,) * 3
-    when = WHENS[query.when] if query.when else UNKNOWN
-    facts = {ATTRIBUTES[p.entity.domain.key, attribute.noun] for p in one.told for attribute in p.told}
-    whens = {WHENS[p.when.said] for p in one.told}
-    asked = ATTRIBUTES[query.subject.domain.key, query.attribute.noun]
-    same = [UNKNOWN if UNKNOWN in about else int(a == b) for a, b in zip(parts(query.subject), about, strict=True)]
-    matches = (*same, int(asked in facts), UNKNOWN if not query.when else int(when in whens))
-    classes = (*parts(query.subject), asked, when, *about)
-    told = (*sorted(facts), *sorted(len(ATTRIBUTES) + number for number in whens))
-    return Example(query.text, one.text, answers(one, query), classes, told, matches)
 
 
 def new_reranker(seed: int, lessons: int = 6000) -> tuple[PreTrainedTokenizerFast, CrossEncoder]:
@@ -241,13 +180,6 @@ class Joined(NamedTuple):
     """Which pair each belongs to."""
     copy_QC: torch.Tensor
     """Whether each stands in the document, and stands there behind the same token (COPIES)."""
-
-
-def copies(query: Sequence[int], document: Sequence[int]) -> list[tuple[float, float]]:
-    """For each token of a query: does it stand in the document, does it stand there behind the same neighbour."""
-    alone, behind = set(document), set(itertools.pairwise(document))
-    before = (-1, *query[:-1])
-    return [(float(at in alone), float((last, at) in behind)) for last, at in zip(before, query, strict=True)]
 
 
 def joined(drawn: Sequence[Example], vocab: PreTrainedTokenizerFast) -> Joined:

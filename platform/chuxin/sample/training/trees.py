@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.sample.training.calls import Call, template
+from chuxin.sample.training.calls import Call, Document, template
 from chuxin.sample.training.tokenizer import ASSISTANT, END, USER
 
 VERDICT_WEIGHT = 3.0  # a verdict has one token that matters, an answer of queries about 40
@@ -25,11 +25,13 @@ class Branch(NamedTuple):
     start: int
     ids: list[int]
     answer: int
+    call: Call
 
 
 class Tree(NamedTuple):
-    """A document's tokens and the calls about it."""
+    """A document, its tokens and the calls about it."""
 
+    page: Document
     trunk: list[int]
     branches: list[Branch]
 
@@ -37,6 +39,15 @@ class Tree(NamedTuple):
     def size(self) -> int:
         """Tokens in all."""
         return len(self.trunk) + sum(len(branch.ids) for branch in self.branches)
+
+
+class Place(NamedTuple):
+    """Where a branch stands in a batch: its tree's row, and the place of its first token there."""
+
+    row: int
+    at: int
+    tree: Tree
+    branch: Branch
 
 
 class Batch(NamedTuple):
@@ -50,6 +61,8 @@ class Batch(NamedTuple):
     """What its loss counts: 1, in a verdict VERDICT_WEIGHT."""
     mask_N1LL: torch.Tensor
     """True where a token (third axis) sees another (last)."""
+    places: list[Place]
+    """Every branch."""
 
 
 def head(text: str) -> str:
@@ -58,9 +71,9 @@ def head(text: str) -> str:
     return before + text
 
 
-def tree(tokenizer: PreTrainedTokenizerFast, text: str, calls: Sequence[Call]) -> Tree:
-    """Joins calls to a tree; those whose prompt does not show `text` hang on its first token."""
-    shared = head(text)
+def tree(tokenizer: PreTrainedTokenizerFast, page: Document, calls: Sequence[Call]) -> Tree:
+    """Joins calls to a tree; those whose prompt does not show the page hang on its first token."""
+    shared = head(page.text)
     parts = [USER + shared]
     for call in calls:
         inside = call.prompt.startswith(shared)
@@ -70,8 +83,8 @@ def tree(tokenizer: PreTrainedTokenizerFast, text: str, calls: Sequence[Call]) -
     branches = []
     for call, prompt, answer in zip(calls, ids[1::2], ids[2::2], strict=True):
         start = len(ids[0]) if call.prompt.startswith(shared) else 1
-        branches.append(Branch(start, [*prompt, assistant, *answer, end], len(prompt) + 1))
-    return Tree(ids[0], branches)
+        branches.append(Branch(start, [*prompt, assistant, *answer, end], len(prompt) + 1, call))
+    return Tree(page, ids[0], branches)
 
 
 def batch(trees: Sequence[Tree], pad: int) -> Batch:
@@ -83,6 +96,7 @@ def batch(trees: Sequence[Tree], pad: int) -> Batch:
     weight_NL = torch.ones(ids_NL.shape)
     # A padding token sees itself, so that no row of attention is empty.
     mask_NLL = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
+    places = []
     for row, one in enumerate(trees):
         at = len(one.trunk)
         ids_NL[row, :at] = torch.tensor(one.trunk)
@@ -90,6 +104,7 @@ def batch(trees: Sequence[Tree], pad: int) -> Batch:
         mask_NLL[row, :at, :at] = torch.ones(at, at, dtype=torch.bool).tril()
         for branch in one.branches:
             size = len(branch.ids)
+            places.append(Place(row, at, one, branch))
             ids_NL[row, at : at + size] = torch.tensor(branch.ids)
             position_NL[row, at : at + size] = torch.arange(branch.start, branch.start + size)
             target_NL[row, at + branch.answer - 1 : at + size - 1] = torch.tensor(branch.ids[branch.answer :])
@@ -98,7 +113,7 @@ def batch(trees: Sequence[Tree], pad: int) -> Batch:
             mask_NLL[row, at : at + size, : branch.start] = True
             mask_NLL[row, at : at + size, at : at + size] = torch.ones(size, size, dtype=torch.bool).tril()
             at += size
-    return Batch(ids_NL, position_NL, target_NL, weight_NL, mask_NLL[:, None])
+    return Batch(ids_NL, position_NL, target_NL, weight_NL, mask_NLL[:, None], places)
 
 
 def batches(trees: Sequence[Tree], tokens: int, pad: int) -> Iterator[Batch]:
