@@ -6,13 +6,10 @@ Where only the stages matter a server of the test plays the LLM: it counts what 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "synthesis"))
 import random_llm  # noqa: E402  (beside the unit tests)
 import served  # noqa: E402
+from driver import kill_when  # noqa: E402  (beside this file)
 from scripted import ScriptedLLM  # noqa: E402
 
 import chuxin.synthesis.llm as llm_module
@@ -284,37 +283,20 @@ def test_stages_that_are_killed_buy_every_answer_once(workspace: Path, model: st
         verdicts = 2 * 2 * ROWS
         for limit in (ROWS // 2, ROWS + verdicts // 2):
             server.allow(limit)
-            kill_when_stored(configs["killed"], tmp_path / "killed" / "answers", limit)
+            kill_when(configs["killed"], lambda: stored(tmp_path / "killed" / "answers") == limit)  # noqa: B023
         assert not list(tmp_path.glob("killed/judge-*/manifest.json"))
         server.allow(float("inf"))
         found = run_here(configs["killed"])
         assert set(server.answered.values()) == {1} and server.answered.total() == ROWS + verdicts
-        with AnswerStore(str(tmp_path / "killed" / "answers")) as store:
-            assert len(store) == ROWS + verdicts
+        assert stored(tmp_path / "killed" / "answers") == ROWS + verdicts
         calm = run_here(configs["calm"])
     for stage, table in (("synthesize", "synthetic"), ("judge", "judged"), ("judge", "groups")):
         assert found[stage].read(table).equals(calm[stage].read(table)) and len(calm[stage].read(table)) >= ROWS
 
 
-def kill_when_stored(config: Path, answers: Path, number: int) -> None:
-    """Runs a recipe until so many answers are stored, then kills its driver and everything that Ray started for it."""
-    import psutil
-
-    environment = {**os.environ, "RAY_raylet_death_check_interval_milliseconds": "1000"}
-    with open(config.with_suffix(".log"), "ab") as log:
-        driver = subprocess.Popen([sys.executable, "jobs/recipe.py", "--config", str(config)], cwd=ROOT,
-                                  env=environment, stdout=log, stderr=log)  # fmt: skip
-    while driver.poll() is None:
-        time.sleep(0.05)
-        if answers.exists():
-            with AnswerStore(str(answers)) as store:
-                if len(store) == number:
-                    break
-    assert driver.poll() is None, config.with_suffix(".log").read_text()[-3000:]
-    root = psutil.Process(driver.pid)
-    family = [root, *root.children(recursive=True)]
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a worker ends by itself when it sees its raylet gone
-            process.kill()
-    driver.wait()
-    assert not psutil.wait_procs(family, timeout=120)[1]
+def stored(answers: Path) -> int:
+    """How many answers a store holds."""
+    if not answers.exists():
+        return 0
+    with AnswerStore(str(answers)) as store:
+        return len(store)

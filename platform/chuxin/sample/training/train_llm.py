@@ -25,21 +25,17 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from chuxin.models.checkpoint import WEIGHT_FILES, name_tokenizer_class, quiet_transformers
-from chuxin.sample.training import calls, reading, tokenizer
+from chuxin.sample.training import calls, matching, reading, tokenizer
 from chuxin.sample.training.trees import IGNORED, Batch, batches, tree
 
 MAX_LEN = 640  # 256 tokens of a document, the longest prompt in pieces, an answer of 96, and room
 LESSONS = 16  # a step
 PIECES = 2600
-LAYERS, EQUALS = 6, (1, 3)  # in all, and those that begin as `attend_to_equals` draws them
+LAYERS, MATCHING = 6, (0, 2)  # in all, and those that matching.py draws
 WARM_UP, DECAY = 100, 0.25
-AUXILIARY = 0.1  # weight of the loss of each head of reading.py
-_TURN = 4e-3  # radians a token: three quarters of a turn over the longest document
-_SHARP = 1.7
-_QUIET = 1.0
+AUXILIARY = 0.2  # weight of the loss of each head of reading.py
 CALLS = ("rich", "persona", "query", "answered", "gate", "standalone", "searchable", "single_intent")
 
 
@@ -73,45 +69,20 @@ def new_model(vocab: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
         pad_token_id=vocab.pad_token_id, use_cache=True, attn_implementation="sdpa",
     )  # fmt: skip
     model = Qwen2ForCausalLM(config)
-    for number in EQUALS:
-        attend_to_equals(model.model.layers[number], model.model.rotary_emb.inv_freq)
+    matching.draw(model, MATCHING, vocab.convert_tokens_to_ids(tokenizer.USER))
     return model
 
 
 @torch.no_grad()
-def grow(model: Qwen2ForCausalLM, start: Qwen2ForCausalLM) -> None:
-    """Takes over a trained model's weights; of one that lacks the layers EQUALS these stay as they were drawn."""
-    taken = [number for number in range(LAYERS) if len(start.model.layers) == LAYERS or number not in EQUALS]
+def grow(model: Qwen2ForCausalLM, start: Qwen2ForCausalLM, first: int) -> None:
+    """Takes over a trained model's weights; of one that lacks the layers MATCHING these are drawn to fit it."""
+    taken = [number for number in range(LAYERS) if len(start.model.layers) == LAYERS or number not in MATCHING]
     for number, layer in zip(taken, start.model.layers, strict=True):
         model.model.layers[number].load_state_dict(layer.state_dict())
     model.model.embed_tokens.load_state_dict(start.model.embed_tokens.state_dict())
     model.model.norm.load_state_dict(start.model.norm.state_dict())
-
-
-@torch.no_grad()
-def attend_to_equals(layer: Qwen2DecoderLayer, angles_D: torch.Tensor) -> None:
-    """Draws a layer whose tokens attend to equal ones, and which adds little to what passes through it.
-
-    Keys are queries, orthonormal, of those places of a head alone that turn by less than `_TURN` a token: what is
-    equal is so wherever it stands. See train_reranker.py, where the same made matching learnable.
-
-    Args:
-        layer: Is changed.
-        angles_D: How far a token turns each place of a head (half its width), in radians.
-    """
-    attention = layer.self_attn
-    slow = torch.nonzero(angles_D < _TURN).flatten()
-    places = torch.cat([slow, slow + len(angles_D)])
-    for query, key in zip(attention.q_proj.weight.split(attention.head_dim),
-                          attention.k_proj.weight.split(attention.head_dim), strict=True):  # fmt: skip
-        query.zero_()
-        query[places] = nn.init.orthogonal_(torch.empty(len(places), query.shape[1]), _SHARP)
-        key.copy_(query)
-    for part in (attention.q_proj, attention.k_proj, attention.v_proj):
-        part.bias.zero_()
-    nn.init.orthogonal_(attention.v_proj.weight)
-    nn.init.orthogonal_(attention.o_proj.weight, _QUIET)
-    layer.mlp.down_proj.weight.zero_()
+    if len(taken) < LAYERS:
+        matching.draw(model, MATCHING, first)
 
 
 class Losses(NamedTuple):
@@ -178,7 +149,8 @@ def train(
     vocab = PreTrainedTokenizerFast.from_pretrained(known) if known else new_tokenizer(seed)
     model = new_model(vocab, seed)
     if start:
-        grow(model, Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32))
+        grow(model, Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32),
+             vocab.convert_tokens_to_ids(tokenizer.USER))  # fmt: skip
     heads = reading.Heads(model.config.hidden_size)
     both = nn.ModuleList([model, heads])
     if rank == 0:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from chuxin.sample.training.calls import Call, Document, template
 from chuxin.sample.training.tokenizer import ASSISTANT, END, USER
 
-VERDICT_WEIGHT = 3.0  # a verdict has one token that matters, an answer of queries about 40
+VERDICT_WEIGHT = 6.0  # a verdict has one token that matters, an answer of queries about 40
 IGNORED = -100  # what transformers' and torch's cross entropy leave out
 
 
