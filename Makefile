@@ -24,11 +24,15 @@ setup:
 demo: setup ## run the whole recipe on the embedded sample (WORKSPACE=folder)
 	$(PYTHON) jobs/recipe.py --config jobs/configs/sample/recipe.yaml $(if $(WORKSPACE),--workspace $(WORKSPACE))
 
+# Unit tests on two processes, a file on one of them; the others start clusters of their own and run one by one.
+UNIT_TESTS = $(PYTHON) -m pytest tests/unit -n 2 --dist loadfile
+
 test: setup ## all tests that need neither network nor GPU
-	$(PYTHON) -m pytest tests/unit tests/integration tests/e2e
+	$(UNIT_TESTS)
+	$(PYTHON) -m pytest tests/integration tests/e2e
 
 test-unit: setup ## the unit tests: no Ray, no network
-	$(PYTHON) -m pytest tests/unit
+	$(UNIT_TESTS)
 
 test-network: setup ## resolve both package sets against the registry
 	$(PYTHON) -m pytest tests/network

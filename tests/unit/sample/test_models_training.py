@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chuxin.models.packed import embed
 from chuxin.sample.config import SampleConfig
-from chuxin.sample.training import calls, facts, forms, tokenizer, train_llm, train_reranker, trees
+from chuxin.sample.training import calls, facts, forms, reading, tokenizer, train_llm, train_reranker, trees
 from chuxin.sample.world import DOMAINS, entity, held_out, passages
 from chuxin.synthesis import render
 
@@ -35,7 +35,7 @@ def vocabulary():
 def model(vocabulary):
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=640, tie_word_embeddings=True,
     )
     return Qwen2ForCausalLM(config).eval()
@@ -178,10 +178,11 @@ def test_a_chat_ends_where_the_answer_begins(vocabulary):
 
 
 def test_a_tree_equals_its_calls_one_by_one(vocabulary, model, lessons):
-    kept = [trees.tree(vocabulary, page.text, made) for page, made in lessons[:3]]
+    kept = [trees.tree(vocabulary, page, made) for page, made in lessons[:3]]
+    heads = reading.Heads(32)
     together = 0.0
     for one in trees.batches(kept, 10**9, vocabulary.pad_token_id):
-        together += train_llm.loss_sum(model, one)[0].item()
+        together += train_llm.losses(model, heads, one).answers.item()
     alone = 0.0
     for _, made in lessons[:3]:
         for call in made:
@@ -196,6 +197,56 @@ def test_a_tree_equals_its_calls_one_by_one(vocabulary, model, lessons):
                 losses[0] *= trees.VERDICT_WEIGHT
             alone += losses.sum().item()
     assert together == pytest.approx(alone, rel=1e-4)
+
+
+def test_heads_read_the_query_and_learn_all_that_they_are_taught(vocabulary, model, lessons):
+    heads = reading.Heads(32)
+    kept = [trees.tree(vocabulary, page, made) for page, made in lessons[:3]]
+    (one,) = trees.batches(kept, 10**9, vocabulary.pad_token_id)
+    shown = reading.shown(one)
+    assert len(shown) == 3 * calls.ANSWERED
+    for place, known in shown:
+        query = reading.query_ids(place)
+        assert vocabulary.decode(query) == place.branch.call.query.text == known.query
+        assert one.ids_NL[place.row, place.at + 1 : place.at + 1 + len(query)].tolist() == query
+        assert (place.branch.call.answer == calls.YES) == known.label
+    found = train_llm.losses(model, heads, one)
+    assert found.verdicts == len(shown) and 0 <= found.right <= found.verdicts and found.foreseen <= found.tokens
+    sum(found.heads).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() for p in heads.parameters())
+    model.zero_grad()
+
+
+def test_new_layers_find_equal_tokens(vocabulary, lessons):
+    made = train_llm.new_model(vocabulary, seed=3)
+    made.config._attn_implementation = "eager"
+    first, width = train_llm.MATCHING[0], 64
+    ids = vocabulary(f"{tokenizer.USER}{lessons[0][0].text}")["input_ids"][:width]
+    with torch.no_grad():
+        attention_SS = made.model(input_ids=torch.tensor([ids]), output_attentions=True).attentions[first][0].mean(0)
+    again, new = [], []
+    for place in range(8, len(ids)):  # what tells a token from itself takes a few tokens to fade
+        equal = [before for before in range(place) if ids[before] == ids[place]]
+        if equal:
+            again.append(attention_SS[place, equal].sum())
+        else:
+            new.append(attention_SS[place, 0])
+        assert attention_SS[place, place] < 0.3
+    assert len(again) > 5 and torch.stack(again).mean() > 0.6 and torch.stack(new).mean() > 0.6
+
+
+def test_a_model_grows_by_the_layers_that_match(vocabulary):
+    made, again = (train_llm.new_model(vocabulary, seed) for seed in (3, 4))
+    old = Qwen2ForCausalLM(Qwen2Config(**{**made.config.to_dict(), "num_hidden_layers": 4, "layer_types": None}))
+    drawn = [made.model.layers[number].self_attn.q_proj.weight.clone() for number in train_llm.MATCHING]
+    train_llm.grow(made, old, vocabulary.convert_tokens_to_ids(tokenizer.USER))
+    kept = [layer for number, layer in enumerate(made.model.layers) if number not in train_llm.MATCHING]
+    for layer, before in zip(kept, old.model.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), before.parameters(), strict=True))
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    assert not torch.equal(drawn[0], made.model.layers[train_llm.MATCHING[0]].self_attn.q_proj.weight)
+    train_llm.grow(again, made, 0)  # one that has grown is taken as it is
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), made.parameters(), strict=True))
 
 
 def test_a_step_learns():

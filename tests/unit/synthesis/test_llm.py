@@ -9,14 +9,31 @@ from chuxin.synthesis.llm import PoolClient
 
 
 class Engine:
-    """An actor handle: `generate.remote` gives one reply to all calls and keeps them."""
+    """An actor handle: `generate.remote` gives one reply to all calls and keeps them, `generate_alone` streams it."""
 
     def __init__(self, reply: tuple) -> None:
-        self.generate, self.reply, self.calls = self, reply, []
+        self.generate, self.generate_alone, self.reply, self.calls = self, Streaming(self), reply, []
 
     async def remote(self, call, share: int | None) -> tuple:
         self.calls.append((call, share))
         return self.reply
+
+
+class Streaming:
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def options(self, num_returns: str) -> "Streaming":
+        assert num_returns == "streaming"
+        return self
+
+    async def remote(self, call):
+        async def told(reply: tuple) -> tuple:
+            return reply
+
+        self.engine.calls.append((call, 1))
+        for reply in (("begun", ""), self.engine.reply):
+            yield told(reply)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("died", EngineDied), ("unanswered", Unanswered), ("refused", CallFailed)])

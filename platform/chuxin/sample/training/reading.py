@@ -37,6 +37,11 @@ def shown(batch: Batch) -> list[tuple[Place, Example]]:
     return [(p, example(p.branch.call.query, p.tree.page)) for p in batch.places if p.branch.call.query is not None]
 
 
+def query_ids(place: Place) -> list[int]:
+    """The tokens of the query that a branch shows: those between its prompt's two fixed tokens."""
+    return place.branch.ids[1 : place.branch.answer - 2]
+
+
 @torch.autocast("cpu", enabled=False)
 def terms(heads: Heads, states: tuple[torch.Tensor, ...], batch: Batch) -> list[torch.Tensor]:
     """Returns the heads' losses, each weighted to about 1 for a model that knows nothing; none without such calls.
@@ -51,10 +56,9 @@ def terms(heads: Heads, states: tuple[torch.Tensor, ...], batch: Batch) -> list[
         return []
     row_V, verdict_V, end_V, row_Q, at_Q, owner_Q, copied = [], [], [], [], [], [], []
     for number, (place, _) in enumerate(pairs):
-        branch = place.branch
-        query = branch.ids[1 : branch.answer - 2]  # between the prompt's two fixed tokens
+        query = query_ids(place)
         row_V.append(place.row)
-        verdict_V.append(place.at + branch.answer - 1)
+        verdict_V.append(place.at + place.branch.answer - 1)
         end_V.append(len(place.tree.trunk) - 1)
         row_Q += [place.row] * len(query)
         at_Q += range(place.at + 1, place.at + 1 + len(query))
