@@ -3,9 +3,11 @@
     WORKSPACE=folder python tests/benchmarks/run.py cleaning_pays --rounds 5         (--rounds: the number of seeds)
     WORKSPACE=folder REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
 
-The sample world: `WORKSPACE` is a finished `make demo`. Three arms: `none`, the curated groups; `uncleaned`, these and
-every query that the LLM wrote, rejected ones too, with its passage, each with negatives drawn from the same ranks as
-the recipe's, whatever they are; `cleaned`, the groups of the select stage (rules, judge, round trip, reranker).
+The sample world: `WORKSPACE` is a finished `make demo`. Four arms: `none`, the curated groups; `uncleaned`, these and
+every query that the LLM wrote, rejected ones too, with its passage, each with negatives chosen from the same ranks in
+the same way as the recipe's, whatever they are; `uncleaned_far`, likewise, but its negatives are drawn at random from
+the published ranks (20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups of the select
+stage (rules, judge, round trip, reranker).
 
 The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a finished `make demo-real`
 of that folder. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise, without those that a
@@ -38,12 +40,11 @@ import in_process  # noqa: E402  (beside this file, wherever it is run from)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "training"))
 from engines import PlainEngine  # noqa: E402  (the unit tests train without DeepSpeed too)
 
-ARMS = ("none", "uncleaned", "cleaned")
 SETTINGS = {
     "group_size": 4, "batch_size": 32, "temperature": 0.03, "micro_batch_tokens": 4096, "threads": 1, "dtype": "fp32",
     "bootstrap_samples": 2000, "bootstrap_seed": 1, "seed": 7,
-    "sample": {"steps": 60, "learning_rate": 3e-4, "warmup_steps": 8, "query_max_len": 32, "passage_max_len": 96,
-               "evaluated_passage_len": 128},
+    "sample": {"steps": 200, "learning_rate": 1e-3, "warmup_steps": 20, "query_max_len": 32, "passage_max_len": 96,
+               "evaluated_passage_len": 128, "far_ranks": [20, 200]},
     "real": {
         "steps": 50, "learning_rate": 2e-4, "warmup_steps": 5, "query_max_len": 32, "passage_max_len": 128,
         "evaluated_passage_len": 192, "tasks": ["CMRC2018-dev", "NCPPolicies-answer", "DRCD-test"], "max_queries": 1000,
@@ -107,14 +108,17 @@ def sample_world(workspace: str, folder: str) -> World:
     print(f"sample: {len(rows)} queries were written, {artifacts['judge'].read('groups', ['query_id']).num_rows} kept")
     pq.write_table(pa.Table.from_pylist(rows, GROUPS), f"{folder}/written.parquet")
     rule = validate(NegativeRule, artifacts["select"].manifest["config"]["negatives"], str)
+    sizes = SETTINGS["sample"]
     groups = (artifacts["curate"].uri, f"{folder}/written.parquet")
     # The recipe scores its best candidates alone, and takes no negative without a score: the same ranks, uncleaned.
     scored = artifacts["rerank"].manifest["config"]["top_k"] or config.keep
-    ranks, most = (rule.first_rank, min(rule.last_rank, config.keep, scored)), rule.most
-    passages = artifacts["curate"].uri
-    sizes = SETTINGS["sample"]
-    uncleaned = mined_groups(folder, groups, passages, start, sizes, ranks, most, config.keep, config.miners)[1]
-    tables = {"none": artifacts["curate"].uri, "uncleaned": uncleaned, "cleaned": artifacts["select"].uri}
+    ranks = (rule.first_rank, min(rule.last_rank, config.keep, scored))
+    mined = mined_candidates(folder, groups, artifacts["curate"].uri, start, sizes, config.keep, config.miners)
+    far = (sizes["far_ranks"][0], min(sizes["far_ranks"][1], config.keep))
+    tables = {
+        "none": artifacts["curate"].uri, "uncleaned": uncleaned(folder, mined, ranks, rule.most, rule.draw),
+        "uncleaned_far": uncleaned(folder, mined, far, rule.most), "cleaned": artifacts["select"].uri,
+    }  # fmt: skip
     benchmarks = Path(artifacts["sample"].path("benchmarks"))
     return World(SETTINGS["sample"], start, tables, {path.name: str(path) for path in sorted(benchmarks.iterdir())})
 
@@ -137,26 +141,32 @@ def written_groups(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield group
 
 
-def mined_groups(
-    folder: str, groups: tuple[str, ...], passages: str, model: str, sizes: Mapping[str, Any], ranks: tuple[int, int],
-    most: int, keep: int, miners: tuple[str, ...] = ("dense",),
-) -> tuple[str, str]:  # fmt: skip
-    """Mines negatives and cleans nothing; returns the artifacts of mine and of select."""
+def mined_candidates(
+    folder: str, groups: tuple[str, ...], passages: str, model: str, sizes: Mapping[str, Any], keep: int,
+    miners: tuple[str, ...] = ("dense",),
+) -> str:  # fmt: skip
+    """Mines candidates; returns the artifact."""
     from chuxin.mining import pipeline
-    from chuxin.mining.config import MineConfig, MineExecution, NegativeRule, PositiveRule, SelectConfig
+    from chuxin.mining.config import MineConfig, MineExecution
 
     config = MineConfig(
         groups, passages, model, sizes["query_max_len"], sizes["passage_max_len"], keep, miners,
         shard_passages=100_000, execution=MineExecution(batch_tokens=SETTINGS["micro_batch_tokens"]),
     )  # fmt: skip
-    target = tempfile.mkdtemp(dir=folder)
-    mined = in_process.run(pipeline.mine, config, f"{target}/mine").uri
-    negatives = NegativeRule(*ranks, below=None, relative_margin=None, most=most)
+    return in_process.run(pipeline.mine, config, f"{tempfile.mkdtemp(dir=folder)}/mine").uri
+
+
+def uncleaned(folder: str, mined: str, ranks: tuple[int, int], most: int, draw: str = "random") -> str:
+    """Takes candidates of these ranks for negatives, whatever they are; returns the artifact of the groups."""
+    from chuxin.mining import pipeline
+    from chuxin.mining.config import NegativeRule, PositiveRule, SelectConfig
+
+    negatives = NegativeRule(*ranks, below=None, relative_margin=None, most=most, draw=draw)
     chosen = SelectConfig(
         mined, mined, SETTINGS["seed"], score="dense", positives=PositiveRule(mined=False, above=None),
         negatives=negatives, min_negatives=0,
     )  # fmt: skip
-    return mined, in_process.run(pipeline.select, chosen, f"{target}/select").uri
+    return in_process.run(pipeline.select, chosen, f"{tempfile.mkdtemp(dir=folder)}/select").uri
 
 
 def real_world(workspace: str, data: str, folder: str) -> World:
@@ -182,12 +192,12 @@ def real_world(workspace: str, data: str, folder: str) -> World:
     for name, rows in (("taught", pool[:others]), ("pairs", pool[others : others + sizes["mined"]])):
         os.mkdir(f"{folder}/{name}")
         pq.write_table(pa.Table.from_pylist(rows, GROUPS), f"{folder}/{name}/groups.parquet")
-    taught = mined_groups(folder, (f"{folder}/taught",), f"{folder}/passages.parquet", start, sizes,
-                          sizes["reranker"]["ranks"], sizes["negatives"], sizes["reranker"]["ranks"][1])[1]  # fmt: skip
+    mined = mined_candidates(folder, (f"{folder}/taught",), f"{folder}/passages.parquet", start, sizes,
+                             sizes["reranker"]["ranks"][1])  # fmt: skip
+    taught = uncleaned(folder, mined, sizes["reranker"]["ranks"], sizes["negatives"])
     reranker = train(folder, taught, start, sizes | sizes["reranker"], SETTINGS["seed"], reranking=True)[0]
     keep, most = sizes["ranks"][1], sizes["negatives"]
-    mine, uncleaned = mined_groups(folder, (f"{folder}/pairs",), f"{folder}/passages.parquet", start, sizes,
-                                   sizes["ranks"], most, keep)  # fmt: skip
+    mine = mined_candidates(folder, (f"{folder}/pairs",), f"{folder}/passages.parquet", start, sizes, keep)
     scored = in_process.run(pipeline.rerank, RerankConfig(
         mine, mine, reranker, sizes["query_max_len"], sizes["passage_max_len"],
         execution=RerankExecution(batch_tokens=SETTINGS["micro_batch_tokens"]),
@@ -198,7 +208,7 @@ def real_world(workspace: str, data: str, folder: str) -> World:
         negatives=NegativeRule(*sizes["ranks"], below=bound, relative_margin=None, most=most, false_positives=False),
         min_negatives=0,
     ), f"{folder}/select").uri  # fmt: skip
-    tables = {"none": f"{folder}/pairs", "uncleaned": uncleaned, "cleaned": cleaned}
+    tables = {"none": f"{folder}/pairs", "uncleaned": uncleaned(folder, mine, sizes["ranks"], most), "cleaned": cleaned}
     return World(sizes, start, tables, {task: f"{data}/benchmarks/{task}" for task in sizes["tasks"]})
 
 
@@ -297,10 +307,10 @@ def scores(model: str, world: World) -> dict[str, np.ndarray]:
 
 def compared(world: World, seeds: int, folder: str) -> dict[str, Any]:
     """Trains and scores every arm with every seed."""
-    found: dict[str, list[dict[str, np.ndarray]]] = {arm: [] for arm in ARMS}
-    rows: dict[str, list[int]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, np.ndarray]]] = {arm: [] for arm in world.groups}
+    rows: dict[str, list[int]] = {arm: [] for arm in world.groups}
     for seed in range(1, seeds + 1):
-        for arm in ARMS:
+        for arm in world.groups:
             model, trained = train(folder, world.groups[arm], world.start, world.sizes, seed)
             found[arm].append(scores(model, world))
             rows[arm].append(trained)
@@ -315,7 +325,7 @@ def compared(world: World, seeds: int, folder: str) -> dict[str, Any]:
         "by_seed": {arm: by_task["all"].mean(axis=1).round(4).tolist() for arm, by_task in values.items()},
         "cleaned_minus": {
             arm: {task: difference(values["cleaned"][task] - other) for task, other in values[arm].items()}
-            for arm in ARMS[:-1]
+            for arm in values if arm != "cleaned"
         },
         "queries": values["cleaned"]["all"].shape[1], "rows": rows,
         "equal": max(map(max, rows.values())) <= 1.1 * min(map(min, rows.values())),

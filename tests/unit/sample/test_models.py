@@ -96,12 +96,30 @@ def test_planted_bad_queries_are_refused(tokenizer, model, held_out, criterion):
     rng = random.Random(criterion)
     passages = rng.sample(held_out.corpus, 40)
     made = [calls.verdict(rng, criterion, passage, number % 2 == 0) for number, passage in enumerate(passages)]
+    assert right(tokenizer, model, made) >= 34
+
+
+def right(tokenizer, model, made) -> int:
+    """How many verdicts of the model are those of the calls."""
     choices = [tokenizer(word)["input_ids"][0] for word in (render.YES, render.NO)]
     with torch.inference_mode():
         logits = model(**inputs(tokenizer, [call.prompt for call in made]), logits_to_keep=1).logits[:, -1, choices]
-    right = sum((float(yes) > float(no)) == (call.answer == render.YES)
-                for (yes, no), call in zip(logits, made, strict=True))  # fmt: skip
-    assert right >= 34
+    return sum((float(yes) > float(no)) == (call.answer == render.YES)
+               for (yes, no), call in zip(logits, made, strict=True))  # fmt: skip
+
+
+def test_the_llm_tells_whether_a_document_answers(tokenizer, model, held_out):
+    rng = random.Random(2)
+    entities = {}
+    for passage in held_out.corpus:
+        entities.setdefault(passage.entity.name, []).append(passage)
+    mine = [group for group in entities.values() if len(group) >= 4]
+    made = []
+    for _ in range(60):
+        group, strangers = rng.sample(mine, 2)
+        made.append(calls.answered(rng, calls.document(rng, group[:2]), group[2:], strangers))
+    assert 20 <= sum(call.answer == render.YES for call in made) <= 40
+    assert right(tokenizer, model, made) >= 48
 
 
 def test_the_reranker_tells_the_asked_fact_from_an_entitys_others(held_out):
