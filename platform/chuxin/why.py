@@ -92,7 +92,9 @@ def _ranks(candidates: Sequence[dict[str, Any]]) -> str:
     ranks = [f"{miner} rank {c[f'{miner}_rank']}" for c in given[:1] for miner in ("dense", "sparse", "bm25")
              if c[f"{miner}_rank"] is not None]
     own = f"its own passage at {', '.join(ranks)}" if ranks else "its own passage was not found"
-    return f"{own}; {scored} scored by the reranker"
+    words = [c["relabel"] for c in candidates if c["relabel"] is not None]
+    asked = f"; of {len(words)} that it is unsure of the LLM calls {words.count('yes')} right" if words else ""
+    return f"{own}; {scored} scored by the reranker{asked}"
 
 
 def _planned(plan: Artifact, rows: Sequence[Row], artifacts: Sequence[Artifact]) -> Iterator[str]:

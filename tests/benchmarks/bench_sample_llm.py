@@ -6,13 +6,15 @@ of two strings fails all its queries. `found` counts queries whose passage BM25 
 450, or the model in SAMPLE_FINETUNED (a directory, such as the finetune stage's) if it is given.
 Judge: for each criterion as many good queries as planted faults; `answered` takes queries of the other passages of the
 same entity, and of neighbours, for bad.
+Relabel: pairs that the reranker scores within ±1; whose word is right how often.
 Reranker: each benchmark query with its passage and the 19 others that BM25 ranks best.
 """
 
+import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any
 
@@ -29,7 +31,10 @@ from chuxin.sample.training.forms import MOST_SHARED, kind_of, length_of, shared
 from chuxin.sample.world import BENCHMARKS, Passage
 from chuxin.search.bm25 import BM25
 
-SETTINGS = {"seed": 7, "passages_a_benchmark": 450, "rich_calls": 150, "verdicts_a_criterion": 300, "pairs": 300}
+SETTINGS = {
+    "seed": 7, "passages_a_benchmark": 450, "rich_calls": 150, "verdicts_a_criterion": 300, "unsure_among": 4000,
+    "unsure_below": 1.0,
+}  # fmt: skip
 WORLD = SampleConfig(seed=7, passages=7000, benchmark_passages=450, benchmark_queries=300)
 MODELS = resources.files("chuxin.sample").joinpath("models")
 PUBLISHED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0, "repetition_penalty": 1.05}
@@ -117,28 +122,48 @@ def written(writer: Writer, rounds: int, finetuned: str | None) -> dict[str, flo
     }  # fmt: skip
 
 
-def labelled(criterion: str, count: int) -> list[tuple[str, bool]]:
-    """Prompts of a criterion with their right verdicts, half of them yes, from held-out entities only."""
+def drawn(criterion: str) -> Iterator[tuple[calls.Call, str]]:
+    """Calls of a criterion, about held-out entities only, each with the text of its document, without end."""
     rng = random.Random(f"labelled/{criterion}")
     corpora = [benchmark(WORLD, name).corpus for name in BENCHMARKS]
     by_entity: dict[str, list[Passage]] = {}
     for passage in (p for corpus in corpora for p in corpus):
         by_entity.setdefault(passage.entity.name, []).append(passage)
     groups = [group for group in by_entity.values() if len(group) >= 4]
-    made: dict[bool, list[str]] = {True: [], False: []}
-    while min(map(len, made.values())) < count // 2:
+    while True:
         group, strangers = rng.sample(groups, 2)
         group = rng.sample(group, len(group))
         page, others = calls.document(rng, group[: rng.randint(1, 2)]), group[2:]
         good = rng.random() < 0.5
         if criterion == "answered":
-            call = calls.answered(rng, page, others, strangers)
+            yield calls.answered(rng, page, others, strangers), page.text
         elif criterion == "gate":
-            call = calls.gate(rng, page if good else None, strangers)
+            yield calls.gate(rng, page if good else None, strangers), page.text
         else:
-            call = calls.verdict(rng, criterion, group[0], good)
+            yield calls.verdict(rng, criterion, group[0], good), page.text
+
+
+def labelled(criterion: str, count: int) -> list[tuple[str, bool]]:
+    """Prompts of a criterion with their right verdicts, half of them yes."""
+    made: dict[bool, list[str]] = {True: [], False: []}
+    for call, _ in drawn(criterion):
         made[call.answer == calls.YES].append(call.prompt)
-    return [(prompt, truth) for truth, prompts in made.items() for prompt in prompts[: count // 2]]
+        if min(map(len, made.values())) >= count // 2:
+            return [(prompt, truth) for truth, prompts in made.items() for prompt in prompts[: count // 2]]
+    raise AssertionError  # drawn never ends
+
+
+def relabelled(writer: Writer, directory: str) -> dict[str, float]:
+    """Where the reranker is unsure, as the sample recipe's relabel stage asks: whose word is right, and how often."""
+    made = list(itertools.islice(drawn("answered"), SETTINGS["unsure_among"]))
+    scorer = PairScorer(directory, 48, 160, 8192)
+    queries, texts = [call.query.text for call, _ in made], [text for _, text in made]
+    score_N = scorer.score(queries, texts, np.arange(len(made))[:, None].repeat(2, axis=1))
+    unsure = np.flatnonzero(np.abs(score_N) <= SETTINGS["unsure_below"])
+    truth = np.array([made[place][0].answer == calls.YES for place in unsure])
+    said = writer.yes([made[place][0].prompt for place in unsure]) > 0.5
+    return {"pairs": len(unsure), "share": len(unsure) / len(made), "llm": float((said == truth).mean()),
+            "reranker": float(((score_N[unsure] > 0) == truth).mean())}  # fmt: skip
 
 
 def reranked(directory: str) -> dict[str, float]:
@@ -172,7 +197,8 @@ def measure(rounds: int) -> dict[str, Any]:
     means = {key: float(np.mean([one[key] for one in texts])) for key in texts[0]}
     return {"ratio": means["found"], "written": means, "judge": judge,
             "judge_mean": float(np.mean(list(judge.values()))), "reranker": reranked(str(MODELS.joinpath("reranker"))),
-            "rounds": rounds, "settings": SETTINGS, "equal": True}  # fmt: skip
+            "relabel": relabelled(writer, str(MODELS.joinpath("reranker"))), "rounds": rounds, "settings": SETTINGS,
+            "equal": True}  # fmt: skip
 
 
 def _parsed(answer: str) -> list[str]:

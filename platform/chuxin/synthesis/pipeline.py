@@ -256,7 +256,9 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
     if counts["candidates"] and not counts["candidates_scored"]:
         raise InputError(f"{ctx.name}: {config.candidates}", "no candidate has a score of a reranker",
                          "Name the rerank stage in `candidates`")
-    _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files()}, list(work))
+    said = {f"relabelled_{word}": counts[f"relabel_{word}"] for word in ("yes", "no", "refused")}
+    _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files(), **said}, list(work))
+    ctx.log(f"{sum(said.values()):,} pairs asked about, {said['relabelled_yes']:,} answered with yes")
 
 
 def _relabel(

@@ -247,7 +247,8 @@ def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: S
     assert table.schema.equals(CANDIDATES)
     labels = [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()]
     assert labels == [[None, None, "no", "yes", None]] * 3 + [[None]]
-    assert artifact.manifest["facts"]["llm"]["relabel_yes"] == 3 and client.sent == {"answered": 6}
+    facts = artifact.manifest["facts"]
+    assert facts["llm"]["relabel_yes"] == facts["relabelled_yes"] == 3 and client.sent == {"answered": 6}
     shutil.rmtree(folder / "relabel-0")
     table = relabel(folder, model, top_k=2).read("candidates")
     labels = [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()]
