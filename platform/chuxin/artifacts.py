@@ -30,6 +30,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from chuxin.errors import InputError
 
@@ -83,6 +84,30 @@ def open_parquet(uri: str) -> pq.ParquetFile:
     """Opens a part; row groups can then be read one by one."""
     fs, path = filesystem(uri)
     return pq.ParquetFile(path if is_local(uri) else fs.open(path, "rb"))
+
+
+def fetched(uri: str) -> str:
+    """Returns the local path of a committed file or directory; from an object store it is copied once a machine.
+
+    What is committed never changes and its attempt's name is its own, so the copy is good for every later process; it
+    appears whole or not at all, however many processes ask for it at once.
+    """
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        return path
+    target = os.path.join(tempfile.gettempdir(), f"chuxin-{xxhash.xxh3_64_hexdigest(uri.encode())}")
+    name = posixpath.basename(path)
+    if not os.path.isdir(target):
+        making = tempfile.mkdtemp(prefix="chuxin-fetching-")
+        if fs.isdir(path):
+            fs.get(f"{path}/", f"{making}/{name}/", recursive=True)
+        else:
+            fs.get_file(path, f"{making}/{name}")
+        try:
+            os.rename(making, target)
+        except OSError:  # another process was first
+            shutil.rmtree(making)
+    return os.path.join(target, name)
 
 
 class Attempt:
@@ -201,12 +226,7 @@ class Artifact:
         holder = next((p for p in self.partitions() if name in p["files"]), None)
         if holder is None:
             raise InputError(self.uri, f"it holds no file `{name}`", "Give the artifact of another stage")
-        fs, path = filesystem(f"{self.uri}/parts/{holder['directory']}/{name}")
-        if is_local(self.uri):
-            return path
-        target = os.path.join(tempfile.gettempdir(), f"chuxin-{self.fingerprint[:12]}", name)
-        fs.get(path, target, recursive=True)
-        return target
+        return fetched(f"{self.uri}/parts/{holder['directory']}/{name}")
 
 
 class Draft:

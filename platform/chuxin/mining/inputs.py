@@ -5,7 +5,6 @@ Leaves out: what is computed from them.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet
+from chuxin.artifacts import Artifact, fetched, open_parquet
 from chuxin.errors import InputError
 from chuxin.schema import KEEP
-from chuxin.search.store import shard_paths
+from chuxin.search.store import PassageStore, shard_uris
 
 if TYPE_CHECKING:
     from chuxin.runner import Context
@@ -36,17 +35,22 @@ def holds_values(files: Sequence[str], column: str) -> bool:
     return False
 
 
-def open_store(ctx: Context, ref: str) -> list[str]:
-    """Returns the local directories of a mine stage's shards, in their order; `PassageStore` opens them.
+def store_of(ctx: Context, ref: str) -> list[str]:
+    """Returns where a mine stage's shards stand, in their order; `open_store` opens them on any machine.
 
     Raises:
         InputError: The reference names no artifact with a store.
     """
     artifact = ctx.inputs.get(ref.partition(":")[0]) or Artifact(ref)
-    paths = shard_paths(artifact)
-    if not paths:
+    shards = shard_uris(artifact)
+    if not shards:
         raise InputError(f"{ctx.name}: {ref}", "it holds no passage store", "Name the mine stage as `store`")
-    return paths
+    return shards
+
+
+def open_store(shards: Sequence[str]) -> PassageStore:
+    """Opens shards, here on the machine that needs them."""
+    return PassageStore([fetched(shard) for shard in shards])
 
 
 def kept_ids(files: Sequence[str], where: str) -> np.ndarray:
@@ -134,13 +138,3 @@ def passages_of(groups: pa.Table, side: str) -> tuple[np.ndarray, pa.StructArray
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     owner = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
     return owner, lists.flatten()
-
-
-def local_directory(uri: str) -> str:
-    """Returns the local path of a partition's directory; on object stores it is fetched first."""
-    fs, path = filesystem(uri)
-    if is_local(uri):
-        return path
-    target = f"{tempfile.gettempdir()}/chuxin-{path.rpartition('/')[2]}"
-    fs.get(f"{path}/", f"{target}/", recursive=True)
-    return target

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chuxin.artifacts import Attempt, add_checksums, checksum, input_files, open_parquet
+from chuxin.artifacts import Attempt, add_checksums, checksum, fetched, input_files, open_parquet
 from chuxin.encoding.pairs import PairScorer
 from chuxin.errors import InputError
 from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
@@ -25,9 +25,9 @@ from chuxin.mining.inputs import (
     cut_rows,
     holds_values,
     kept_ids,
-    local_directory,
     open_store,
     read_groups,
+    store_of,
 )  # fmt: skip
 from chuxin.mining.join import join_miners, join_spans
 from chuxin.mining.queries import BLOCK, load_queries, read_block, save_queries
@@ -36,7 +36,7 @@ from chuxin.mining.select import FILLED, count_selected, select_table
 from chuxin.mining.shards import build_corpus_shard, build_own_shard, find_owners
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS
-from chuxin.search.store import SHARD_PREFIX, PassageStore
+from chuxin.search.store import SHARD_PREFIX
 
 SUMMARY = "summary"
 OWNER_ROWS = 16_000_000
@@ -93,21 +93,21 @@ def _build_store(
     ctx: Context, config: MineConfig, slices: Sequence[Mapping[str, Any]], blocks: Sequence[Mapping[str, Any]],
     model: str,
 ) -> dict[str, str]:  # fmt: skip
-    """Builds the shards; returns the local directory of each, by key."""
+    """Builds the shards; returns where each stands, by key."""
     run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
     rows = sum(_rows(item) for item in slices), sum(item["end"] - item["start"] for item in blocks)
     buckets = 1 + max(rows[0] // OWNER_ROWS, rows[1] // GROUP_ROWS)
     owners = {f"owners-{bucket:03d}": bucket for bucket in range(buckets)}
     run(owners, partial(find_owners, slices, blocks, buckets), name=f"{ctx.name}: owners")
     done = ctx.draft.committed()
-    losers = [local_directory(f"{ctx.draft.uri}/parts/{done[key]['directory']}") + "/losers.npy" for key in owners]
+    losers = [f"{ctx.draft.uri}/parts/{done[key]['directory']}/losers.npy" for key in owners]
     corpus = {f"{SHARD_PREFIX}{i:05d}": item for i, item in enumerate(slices)}
     run(corpus, partial(build_corpus_shard, config, model, losers), name=f"{ctx.name}: encode passages")
     own = {f"{SHARD_PREFIX}own-{key[-3:]}": ctx.draft.part(key, "own") for key in owners}
     run(own, partial(build_own_shard, config, model), name=f"{ctx.name}: encode own passages")
     done = ctx.draft.committed()
-    shards = {key: local_directory(f"{ctx.draft.uri}/parts/{done[key]['directory']}") + f"/{key}"
-              for key in (*corpus, *own) if done[key]["facts"][key]["passages"]}  # fmt: skip
+    shards = {key: f"{ctx.draft.uri}/parts/{done[key]['directory']}/{key}" for key in (*corpus, *own)
+              if done[key]["facts"][key]["passages"]}  # fmt: skip
     if not shards:
         remedy = "Check the status column of the passages that mine.passages names"
         raise InputError(f"{ctx.name}: {config.passages}", "there is no passage to search", remedy)
@@ -132,14 +132,14 @@ def _encode_queries(
     groups = read_groups(item)
     attempt.write("block", [groups], BLOCK, "query_id")
     texts = groups["query"].to_pylist()
-    save_queries(attempt.directory, texts, config, model, PassageStore(shards), statistics["passages"])
+    save_queries(attempt.directory, texts, config, model, open_store(shards), statistics["passages"])
 
 
 def _search(
     config: MineConfig, statistics: Mapping[str, int], key: str, item: Mapping[str, Any], attempt: Attempt
 ) -> None:
     torch.set_num_threads(config.execution.threads)
-    store, directory = PassageStore(item["shards"]), local_directory(item["queries"])
+    store, directory = open_store(item["shards"]), fetched(item["queries"])
     queries = load_queries(directory, config, statistics)
     execution = config.execution
     found = search_span(store, queries, config.miners, config.keep, execution.passage_block,
@@ -150,8 +150,8 @@ def _search(
 
 
 def _join(config: MineConfig, key: str, item: Mapping[str, Any], attempt: Attempt) -> None:
-    groups = read_block(local_directory(item["queries"]))
-    spans = [np.load(f"{local_directory(span)}/found.npz") for span in item["spans"]]
+    groups = read_block(fetched(item["queries"]))
+    spans = [np.load(f"{fetched(span)}/found.npz") for span in item["spans"]]
     hits = {
         miner: join_spans([Hits(*(span[f"{miner}_{name}"] for name in Hits._fields)) for span in spans], config.keep)
         for miner in config.miners
@@ -170,7 +170,7 @@ def rerank(ctx: Context, config: RerankConfig) -> None:
         InputError: There are no candidates, no store, or no such reranker.
         RuntimeError: A group was lost or taken twice.
     """
-    shards = open_store(ctx, config.store)
+    shards = store_of(ctx, config.store)
     work = _parts(ctx, config.candidates)
     fn = partial(_rerank_part, config, ctx.resolve(config.model), shards)
     ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
@@ -186,7 +186,7 @@ def _rerank_part(
                         "cuda" if execution.use_gpu else "cpu")  # fmt: skip
     with open_parquet(file) as part:
         table = part.read()
-    scored, pairs = rerank_table(table, PassageStore(shards), scorer, config.top_k, execution.chunk_pairs)
+    scored, pairs = rerank_table(table, open_store(shards), scorer, config.top_k, execution.chunk_pairs)
     batches = (scored.slice(start, ROWS_A_BATCH) for start in range(0, len(scored), ROWS_A_BATCH))
     attempt.write("candidates", batches, CANDIDATES, "query_id")
     attempt.count(rows_in=len(table), rows_out=len(scored), histograms=score_histograms(scored),
@@ -208,7 +208,7 @@ def select(ctx: Context, config: SelectConfig) -> None:
             remedy = f"Add {miner} to mine.miners, or name another miner"
             problem = f"no candidate of {config.candidates} has a rank by {miner}"
             raise InputError(f"{ctx.name}.{named}", problem, remedy)
-    fn = partial(_select_part, config, open_store(ctx, config.store))
+    fn = partial(_select_part, config, store_of(ctx, config.store))
     ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
     _check_parts(ctx, work, "groups")
     done = ctx.draft.committed()
@@ -230,7 +230,7 @@ def select(ctx: Context, config: SelectConfig) -> None:
 def _select_part(config: SelectConfig, shards: Sequence[str], key: str, file: str, attempt: Attempt) -> None:
     with open_parquet(file) as part:
         table = part.read()
-    groups, filled, passages = select_table(table, PassageStore(shards), config, file)
+    groups, filled, passages = select_table(table, open_store(shards), config, file)
     attempt.write("groups", [groups], GROUPS, "query_id")
     attempt.write("filled", [filled], FILLED)
     counts = count_selected(groups, config.score)

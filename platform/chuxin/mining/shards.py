@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from chuxin.artifacts import Attempt, open_parquet
+from chuxin.artifacts import Attempt, fetched, open_parquet
 from chuxin.encoding.engine import Encoder
 from chuxin.errors import InputError
 from chuxin.mining.config import MineConfig
@@ -94,7 +94,7 @@ def build_corpus_shard(
 ) -> None:
     """Encodes a slice of the passages into a shard; texts pass through in chunks."""
     ids, hashes, keep = read_heads(item)
-    losers = np.concatenate([np.load(file) for file in loser_files])
+    losers = np.concatenate([np.load(fetched(file)) for file in loser_files])
     chosen = keep & ~np.isin(ids, losers)
 
     def texts() -> Iterator[list[str]]:

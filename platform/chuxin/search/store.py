@@ -142,13 +142,13 @@ class Shard:
                              int(self._offsets[row])).decode() for row in rows]  # fmt: skip
 
 
-def shard_paths(artifact: Artifact) -> list[str]:
-    """Returns the local directories of an artifact's shards, in the order of their keys; none if it has no store.
+def shard_uris(artifact: Artifact) -> list[str]:
+    """Returns where an artifact's shards stand, in the order of their keys; none if it has no store.
 
-    A shard is a directory of a partition, named like the partition's key.
+    A shard is a directory of a partition, named like the partition's key. On an object store it has to be fetched.
     """
-    keys = [p["key"] for p in artifact.partitions() if p["key"].startswith(SHARD_PREFIX) and p["key"] in p["files"]]
-    return [artifact.path(key) for key in keys]
+    return [f"{artifact.uri}/parts/{p['directory']}/{p['key']}" for p in artifact.partitions()
+            if p["key"].startswith(SHARD_PREFIX) and p["key"] in p["files"]]  # fmt: skip
 
 
 class PassageStore:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from chuxin.artifacts import Artifact, Attempt, is_local
+from chuxin.artifacts import Artifact, Attempt, fetched, is_local
 from chuxin.config import ModelRef
 from chuxin.errors import InputError
 from chuxin.identity import Identities
@@ -29,7 +29,7 @@ from chuxin.models.location import local_directory
 from chuxin.report.bins import score_bins
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, SYNTHETIC
-from chuxin.search.store import PassageStore, shard_paths
+from chuxin.search.store import PassageStore, shard_uris
 from chuxin.synthesis import gate as gates
 from chuxin.synthesis.asking import Ask
 from chuxin.synthesis.config import (
@@ -243,7 +243,7 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
             be had, or the budget is spent.
     """
     work = {key: part._asdict() for key, part in slices(_artifact(ctx, config.candidates).parts("candidates"))}
-    shards = shard_paths(_artifact(ctx, config.store))
+    shards = shard_uris(_artifact(ctx, config.store))
     if not shards:
         raise InputError(f"{ctx.name}: {config.store}", "it holds no passage store", "Name the mine stage as `store`")
     directory = local_directory(ctx.resolve(config.llm.model))
@@ -273,7 +273,7 @@ def _relabel(
     texts = {p["text_hash"]: cutter.cut(p["text"]) for p in own if p["text_hash"] in wanted}
     mined = sorted(wanted - texts.keys())
     try:
-        held = PassageStore(shards).texts(np.array(mined, np.int64))
+        held = PassageStore([fetched(shard) for shard in shards]).texts(np.array(mined, np.int64))
     except KeyError as error:
         raise InputError(f"{key}: {config.store}", f"it lacks a candidate's passage ({error.args[0]})",
                          "Name the mine stage whose candidates these are") from error

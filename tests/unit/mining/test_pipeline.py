@@ -19,7 +19,7 @@ from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
 from chuxin.schema import GROUPS
 from chuxin.search.bm25 import BM25
 from chuxin.search.heads import Postings
-from chuxin.search.store import PassageStore, shard_paths
+from chuxin.search.store import PassageStore, shard_uris
 
 from .world import corpus, run
 
@@ -44,7 +44,7 @@ def kept_groups(world: Path) -> list[dict]:
 
 
 def test_the_store_holds_every_text_once_by_its_lowest_id(world: Path, mined: Artifact) -> None:
-    store = PassageStore(shard_paths(mined))
+    store = PassageStore(shard_uris(mined))
     ids = np.concatenate([shard.ids_P for shard in store.shards])
     own = {p["passage_id"]: p for row in kept_groups(world) for s in ("positives", "negatives") for p in row[s]}
     corpus_rows = {row["passage_id"]: row for row in corpus() if row["passage_id"] < 500}
@@ -62,7 +62,7 @@ def test_the_store_holds_every_text_once_by_its_lowest_id(world: Path, mined: Ar
 
 
 def test_candidates_are_those_of_brute_force(world: Path, tiny_model: str, mined: Artifact) -> None:
-    store = PassageStore(shard_paths(mined))
+    store = PassageStore(shard_uris(mined))
     hashes = np.concatenate([shard.hashes_P for shard in store.shards])
     texts = store.texts(hashes)
     dense_PH = Encoder(tiny_model, 32, 1000).encode(texts).astype(np.float16).astype(np.float32)
@@ -104,7 +104,7 @@ def test_candidates_are_those_of_brute_force(world: Path, tiny_model: str, mined
 def test_shards_blocks_and_spans_change_nothing(world: Path, tmp_path: Path, tiny_model: str, mined: Artifact) -> None:
     config = mine_config(world, tiny_model, shard_passages=10**6, query_block=100, spans=1)
     whole = run(tmp_path, "whole", pipeline.mine, config)
-    assert len(shard_paths(whole)) == 3  # a file of passages each, and the groups' own
+    assert len(shard_uris(whole)) == 3  # a file of passages each, and the groups' own
     first, second = ({row["query_id"]: {c["text_hash"]: c for c in row["candidates"]} for row in
                       artifact.read("candidates").to_pylist()} for artifact in (mined, whole))  # fmt: skip
     assert first.keys() == second.keys()
@@ -140,6 +140,20 @@ def test_a_killed_stage_goes_on_where_it_stopped(
     again = run(tmp_path, "again", pipeline.mine, config)
     assert len(joins) == 1 + len([p for p in again.partitions() if p["key"].startswith("candidates-")])
     assert again.read("candidates").equals(mined.read("candidates"))
+
+
+def test_an_object_store_holds_what_a_local_workspace_does(
+    world: Path, tmp_path: Path, tiny_model: str, reranker: str, mined: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where shards are fetched to
+    remote = f"memory://{tmp_path.name}"
+    found = run(remote, "mine", pipeline.mine, mine_config(world, tiny_model))
+    assert found.read("candidates").equals(mined.read("candidates"))
+    assert all(uri.startswith("memory://") for uri in shard_uris(found))
+    config = RerankConfig("mine", "mine", reranker, query_max_len=16, passage_max_len=32)
+    scored = run(remote, "rerank", pipeline.rerank, config, {"mine": found})
+    local = run(tmp_path, "rerank", pipeline.rerank, config, {"mine": mined})
+    assert scored.read("candidates").equals(local.read("candidates"))
 
 
 def test_a_lost_group_is_noticed(
@@ -178,7 +192,7 @@ def test_the_sparse_miner_is_that_of_brute_force(world: Path, tmp_path: Path, ti
     save_model(model, load_tokenizer(tiny_model), str(tmp_path / "model"))
     config = mine_config(world, str(tmp_path / "model"), miners=("dense", "sparse"), keep=10)
     mined = run(tmp_path, "mine", pipeline.mine, config)
-    store = PassageStore(shard_paths(mined))
+    store = PassageStore(shard_uris(mined))
     hashes = np.concatenate([shard.hashes_P for shard in store.shards])
     postings = Postings(Encoder(config.model, 32, 1000).encode_all(store.texts(hashes)).sparse)
     for row in mined.read("candidates").to_pylist():
@@ -196,7 +210,7 @@ def test_reranked_and_selected(tmp_path: Path, reranker: str, mined: Artifact) -
     inputs = {"mine": mined}
     config = RerankConfig("mine", "mine", reranker, query_max_len=16, passage_max_len=32, top_k=9)
     reranked = run(tmp_path, "rerank", pipeline.rerank, config, inputs)
-    store, scorer = PassageStore(shard_paths(mined)), PairScorer(reranker, 16, 32, 500)
+    store, scorer = PassageStore(shard_uris(mined)), PairScorer(reranker, 16, 32, 500)
     before, after = (artifact.read("candidates").to_pylist() for artifact in (mined, reranked))
     for old, new in zip(before, after, strict=True):
         own = {p["text_hash"]: p["text"] for side in ("negatives", "positives") for p in new[side]}

@@ -20,10 +20,10 @@ WHAT = ("学习做菜", "参观博物馆", "修理自行车", "写一篇文章")
 
 
 def run(
-    folder: Path, name: str, stage: Callable, config: Any, inputs: Mapping[str, Artifact] | None = None
+    folder: Path | str, name: str, stage: Callable, config: Any, inputs: Mapping[str, Artifact] | None = None
 ) -> Artifact:
     """Runs a stage into `folder`/`name`."""
-    draft = HereDraft(str(folder / name), name * 4, {}, print)
+    draft = HereDraft(f"{folder}/{name}", name * 4, {}, print)
     stage(Context(name, draft, dict(inputs or {}), print), config)
     return draft.close()
 
