@@ -3,8 +3,8 @@
 A request that finds no answer is sent again a few times, and then is nobody's status: its partition does not commit.
 A call that was in an engine when that died is sent again among ever fewer others, at last with the engine to itself,
 so that the rows that shared the engine are not blamed, and hundreds of them need not go one by one; one that brings
-it down `max_crashes` times alone, while the engine answers others in between, is set aside for good. Leaves out:
-engines (llm.py).
+it down `max_crashes` times alone, while the engine answers others in between, is set aside for good. One that raises
+each time, while the engine answers others, fails: its row's status. Leaves out: engines (llm.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, Unanswered, key
+from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, EngineDied, EngineLeft, Unanswered, key
 from chuxin.synthesis.store import AnswerStore
 
 Result = TypeVar("Result")
@@ -32,7 +32,12 @@ first: 600 calls of the sample LLM then took 83 s after one death, and with an L
 _FEW = 4
 _OWN_DEATHS = 3
 _SUSPECTS = 3
-"""Quarantines of an engine in a row, without an answer of it between, after which it is suspected and not the calls."""
+"""Quarantines of an engine in a row, without an answer of it between, after which it is suspected and not the calls:
+it has to answer a request that it answered before. A poisoned query comes in one call for each criterion."""
+_UNVOUCHED = 8
+"""The same where it has answered nothing before: more than one row's calls."""
+_MOST_QUARANTINED = 50
+"""Quarantines after which a partition stops: so many requests that bring an engine down are no accident of theirs."""
 _WAITS = 8
 """Deaths that a lone call only waited through, after which one counts as its own: what kills a process before it has
 said that it begins would go on for ever."""
@@ -77,6 +82,7 @@ class Asking:
         self._client, self._store, self._model, self._max_crashes = client, store, model, max_crashes
         self._pending: dict[bytes, asyncio.Future[Answer]] = {}
         self._suspects: defaultdict[int, dict[bytes, list]] = defaultdict(dict)  # by engine
+        self._witnesses: dict[int, Call] = {}  # by engine, the last call that it is known to answer
         self._broken: InputError | None = None
         self._lone = asyncio.Lock()
         self.counts: Counter[str] = Counter()
@@ -93,13 +99,15 @@ class Asking:
         stored = self._suspects[place].get(name) or self._store.get(name)
         if stored is not None:
             self.counts["calls_stored"] += 1
-            return _read(stored)
+            answer = _read(stored)
+            self._witnesses[place] = call
+            return answer
         if name in self._pending:  # the same call of another row
             return _read([*await asyncio.shield(self._pending[name])])
         future = self._pending[name] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._buy(call)
-            self._keep(name, place, [*answer, call.subject])
+            answer = await self._buy(call, place)
+            await self._keep(name, place, call, answer)
             future.set_result(answer)
         except BaseException as error:
             future.set_exception(error)
@@ -119,23 +127,56 @@ class Asking:
         for name, value in self._suspects.pop(place, {}).items():
             self._store.put(name, value)
 
-    def _keep(self, name: bytes, place: int, value: list) -> None:
+    async def _keep(self, name: bytes, place: int, call: Call, answer: Answer) -> None:
         """Stores an answer; a quarantine only once its engine has answered another call: it is sound then."""
-        if value[1] != _CRASHED:
+        value = [*answer, call.subject]
+        if answer.finish != _CRASHED:
+            self._witnesses[place] = call
             if self._broken is None:  # else an engine is to blame, whatever it may still answer
                 self._confirm(place)
             self._store.put(name, value)
             return
         self._suspects[place][name] = value
-        if len(self._suspects[place]) >= _SUSPECTS:
-            self._broken = _broken(f"{_SUSPECTS} requests in a row brought it down")
+        if len(self._suspects[place]) >= (_SUSPECTS if place in self._witnesses else _UNVOUCHED):
+            if not await self._vouched(place):
+                self._broken = _broken(f"{len(self._suspects[place])} requests in a row brought it down")
+                self._require_sound()
+            self._confirm(place)
+        if self.counts["calls_quarantined"] >= _MOST_QUARANTINED:
+            self._confirm(place)
+            self._broken = InputError(
+                "the LLM's engine", f"{_MOST_QUARANTINED} requests of one partition brought it down, each alone",
+                "Look in the Ray logs for what they share. They are set aside: run again to go on without them",
+            )  # fmt: skip
             self._require_sound()
 
-    async def _buy(self, call: Call) -> Answer:
+    async def _vouched(self, place: int) -> bool:
+        """True if an engine still answers a request that it answered before; the answer is not kept."""
+        witness = self._witnesses.get(place)
+        if witness is None:
+            return False
+        async with self._lone:
+            for _ in range(_WAITS):
+                try:
+                    self.counts["calls_witness"] += 1
+                    await self._answered(witness, 1)
+                    return True
+                except EngineLeft:
+                    continue
+                except (EngineDied, Unanswered):
+                    return False
+        return False
+
+    async def _buy(self, call: Call, place: int) -> Answer:
         try:
-            answer = await self._answered(call)
-        except EngineDied:
-            answer = await self._suspected(call)
+            try:
+                answer = await self._answered(call)
+            except EngineDied:
+                answer = await self._suspected(call)
+        except CallRaised as error:
+            if await self._vouched(place):
+                raise CallFailed(str(error)) from error
+            raise
         if answer.finish == _CRASHED:
             return answer
         self.counts["calls_bought"] += 1
@@ -199,13 +240,17 @@ class Asking:
             raise InputError(*self._broken.args)
 
     async def _sound(self, call: Call) -> bool:
-        """True if the engine, started again, answers something else."""
-        try:
-            await self._client.probe(call)
-        except (EngineDied, Unanswered, CallFailed):
-            self.counts["probes_failed"] += 1
-            return False
-        return True
+        """True if the engine, started again where it died, answers something else."""
+        for _ in range(_WAITS):
+            try:
+                await self._client.probe(call)
+                return True
+            except EngineLeft:  # another's call took it down: that tells nothing
+                continue
+            except (EngineDied, Unanswered, CallFailed):
+                break
+        self.counts["probes_failed"] += 1
+        return False
 
 
 def _broken(how: str) -> InputError:

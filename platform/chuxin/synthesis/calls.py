@@ -27,6 +27,10 @@ class Unanswered(Exception):
     """No answer came for a reason that may pass: a timeout, an engine's error. No row's status."""
 
 
+class CallRaised(Unanswered):
+    """Computing this request raised: perhaps because of it, perhaps because of the engine."""
+
+
 class EngineDied(Exception):
     """The engine ended while it had this request, perhaps because of it."""
 

@@ -7,16 +7,19 @@ our own (llm.py).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
+import time
 from typing import Any
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed, Unanswered
+from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, Unanswered
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _ALTERNATIVES = 20  # the most that the standard allows
 _RETRIES = 4
+_LONGEST_PAUSE = 30.0
 _TOO_LARGE = 413
 
 
@@ -97,7 +100,8 @@ class EndpointClient:
     async def _guarded(self, send: Any, **options: Any) -> Any:
         import openai
 
-        for attempt in range(_RETRIES):
+        until = time.monotonic() + self._timeout
+        for attempt in itertools.count():
             try:
                 return await send(**options)
             except openai.APITimeoutError as error:
@@ -107,16 +111,31 @@ class EndpointClient:
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise InputError(self._url, f"the endpoint refuses ({_line(error)})",
                                  f"Check llm.endpoint, llm.served_name and the variable {KEY_VARIABLE}") from error
-            except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
-                if attempt == _RETRIES - 1:
+            except openai.RateLimitError as error:
+                if time.monotonic() >= until:
+                    raise InputError(self._url, f"the endpoint's limit of requests lasts ({_line(error)})",
+                                     "Lower execution.concurrency, and run again: stored answers stay") from error
+                await asyncio.sleep(_pause(error, attempt))
+            except openai.InternalServerError as error:
+                if attempt >= _RETRIES - 1:  # the server answers: this request may be what it cannot do
+                    raise CallRaised(_line(error)) from error
+                await asyncio.sleep(_pause(error, attempt))
+            except openai.APIConnectionError as error:
+                if attempt >= _RETRIES - 1:
                     raise InputError(self._url, f"the endpoint does not answer ({_line(error)})",
                                      "Start it or correct llm.endpoint, and run again: stored answers stay") from error
-                await asyncio.sleep(0.2 * 4**attempt)
+                await asyncio.sleep(_pause(error, attempt))
             except openai.APIStatusError as error:
                 if error.status_code != _TOO_LARGE:
                     raise
                 raise CallFailed(_line(error)) from error
         raise AssertionError  # the loop returns or raises
+
+
+def _pause(error: Any, attempt: int) -> float:
+    """Seconds to wait: what the server says, else ever more, up to half a minute."""
+    said = error.response.headers.get("retry-after", "") if hasattr(error, "response") else ""
+    return min(float(said) if said.isdigit() else 0.2 * 4 ** min(attempt, 5), _LONGEST_PAUSE)
 
 
 def _line(error: Exception) -> str:

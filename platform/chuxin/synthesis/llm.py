@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError, RayError
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
 from chuxin.synthesis.asking import Client
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, Unanswered
+from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, EngineDied, EngineLeft, Unanswered
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.turns import Turns
@@ -78,8 +78,8 @@ class Engine:
         """Computes one call; `share` as for `Turns.turn`.
 
         Returns:
-            ("answer", fields of Answer), ("refused", message), ("unanswered", message) or ("died", message): data,
-            because an exception would come back wrapped.
+            ("answer", fields of Answer), ("refused", message), ("raised", message), ("unanswered", message) or
+            ("died", message): data, because an exception would come back wrapped.
         """
         async with self._turns.turn(share):
             await self.start()
@@ -141,9 +141,14 @@ class Engine:
         name, result = f"{call.prompt}-{self._number}", None
         engine = self._engine
         try:
-            prompt = {"prompt_token_ids": self._tokens(call)}
+            prompt, parameters = {"prompt_token_ids": self._tokens(call)}, self._parameters(call)
+        except InputError:
+            raise
+        except Exception as error:  # of this request alone: nothing has been sent
+            return "refused", f"{type(error).__name__}: {error}"[:500]
+        try:
             async with asyncio.timeout(self._execution.timeout):
-                async for output in engine.generate(prompt, self._parameters(call), request_id=name):
+                async for output in engine.generate(prompt, parameters, request_id=name):
                     result = output
         except EngineDeadError as error:
             self._drop(engine)
@@ -158,7 +163,7 @@ class Engine:
                 self._drop(engine)
                 return "died", str(error)
             cause = error.__cause__ or error  # EngineGenerateError wraps what went wrong
-            kind = "refused" if isinstance(cause, (VLLMClientError, ValueError)) else "unanswered"
+            kind = "refused" if isinstance(cause, (VLLMClientError, ValueError)) else "raised"
             return kind, f"{type(cause).__name__}: {cause}"[:500]
         if result is None or result.outputs[0].finish_reason in ("abort", "error"):
             return "unanswered", "the engine gave the request up"
@@ -246,11 +251,9 @@ class PoolClient:
             raise find_input_error(error) or getattr(error, "cause", None) or error from error
         if kind == "died":
             raise EngineDied(value)
-        if kind == "unanswered":
-            raise Unanswered(value)
-        if kind == "refused":
-            raise CallFailed(value)
-        return Answer(*value)
+        if kind == "answer":
+            return Answer(*value)
+        raise {"refused": CallFailed, "raised": CallRaised, "unanswered": Unanswered}[kind](value)
 
     async def _back(self, place: int) -> None:
         """Waits until Ray has started an actor again, and the actor its engine: once for all calls that wait for it."""

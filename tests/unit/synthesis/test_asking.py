@@ -10,9 +10,20 @@ import chuxin.synthesis.asking as asking_module
 import chuxin.synthesis.llm as llm_module
 from chuxin.errors import InputError
 from chuxin.synthesis.asking import Asking
-from chuxin.synthesis.calls import CallFailed, EngineDied, EngineLeft, Unanswered, key, seed_of, verdict, writing
+from chuxin.synthesis.calls import (
+    Answer,
+    CallFailed,
+    CallRaised,
+    EngineDied,
+    EngineLeft,
+    Unanswered,
+    key,
+    seed_of,
+    verdict,
+    writing,
+)
 from chuxin.synthesis.config import LLMExecution, Sampling
-from chuxin.synthesis.render import query_schema
+from chuxin.synthesis.render import CRITERIA, query_schema
 from chuxin.synthesis.store import AnswerStore
 from chuxin.synthesis.turns import Turns
 from chuxin.synthesis.work import Crew
@@ -152,11 +163,11 @@ def test_hundreds_in_an_engine_that_dies_of_itself_find_it_out_once(tmp_path: Pa
 
 def test_quarantines_in_a_row_stop_and_are_not_kept(tmp_path: Path) -> None:
     client = ScriptedLLM(lambda given: EngineDied("a bad card"))
-    told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(3)))
-    assert sum(isinstance(e, InputError) for e in told) == 1 and counts["calls_quarantined"] == 3
-    assert "3 requests in a row" in str(next(e for e in told if isinstance(e, InputError)))
-    answers, counts = ask(ScriptedLLM(), tmp_path, *(call(str(i)) for i in range(3)))
-    assert all(a.text for a in answers) and counts == {**counts, "calls_bought": 3}
+    told, counts = ask(client, tmp_path, *(call(str(i)) for i in range(8)))
+    assert sum(isinstance(e, InputError) for e in told) == 1 and counts["calls_quarantined"] == 8
+    assert "8 requests in a row" in str(next(e for e in told if isinstance(e, InputError)))
+    answers, counts = ask(ScriptedLLM(), tmp_path, *(call(str(i)) for i in range(8)))
+    assert all(a.text for a in answers) and counts == {**counts, "calls_bought": 8}
     # An answer between two shows that the engine is sound: then each is its own fault.
     bad = "0", "2", "4", "6"
     client = ScriptedLLM(lambda given: EngineDied("x") if document(given) in bad else good(given))
@@ -165,24 +176,26 @@ def test_quarantines_in_a_row_stop_and_are_not_kept(tmp_path: Path) -> None:
 
 
 def test_an_answer_of_one_engine_confirms_no_quarantine_of_another(tmp_path: Path) -> None:
-    client = ScriptedLLM(lambda given: EngineDied("a bad card") if document(given) < "4" else good(given))
-    client.engine = lambda given: int(document(given) < "4")
+    dead = lambda given: document(given) < "5" and not (first and first.pop())  # noqa: E731
+    first = [True]  # it broke after its first answer
+    client = ScriptedLLM(lambda given: EngineDied("a bad card") if dead(given) else good(given))
+    client.engine = lambda given: int(document(given) < "5")
     told = []
 
     async def run(asking: Asking) -> None:
-        for name in "0415":  # the sound engine answers between the broken one's deaths
+        for name in "05162":  # the sound engine answers between the broken one's deaths
             try:
                 told.append(await asking(call(name)))
             except CallFailed as error:
                 told.append(error)
         with pytest.raises(InputError, match="3 requests in a row"):
-            await asking(call("2"))
+            await asking(call("3"))
 
     with AnswerStore(str(tmp_path)) as store:
         asyncio.run(run(Asking(client, store, "m", max_crashes=1)))
-    assert [isinstance(e, CallFailed) for e in told] == [True, False, True, False]
-    answers, counts = ask(ScriptedLLM(), tmp_path, *map(call, "0415"))
-    assert all(a.text for a in answers) and (counts["calls_bought"], counts["calls_stored"]) == (2, 2)
+    assert [isinstance(e, CallFailed) for e in told] == [False, False, True, False, True]
+    answers, counts = ask(ScriptedLLM(), tmp_path, *map(call, "05162"))
+    assert all(a.text for a in answers) and (counts["calls_bought"], counts["calls_stored"]) == (2, 3)
 
 
 def test_a_lone_call_is_not_blamed_for_a_death_that_it_waited_through(tmp_path: Path) -> None:
@@ -195,6 +208,61 @@ def test_a_lone_call_is_not_blamed_for_a_death_that_it_waited_through(tmp_path: 
     client = ScriptedLLM(lambda given: EngineLeft("x"))
     (told,), counts = ask(client, tmp_path / "other", call())
     assert str(told) == "crashes_engine" and client.sent["query"] == 1 + asking_module._WAITS + 2
+
+
+def test_a_poisoned_query_of_several_calls_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Its calls, one a criterion, are quarantined in a row: the engine has to answer what it answered before."""
+    def judged(client: ScriptedLLM, *queries: str) -> tuple[list, dict]:
+        return ask(client, tmp_path, *(verdict(name, query=q) for q in queries for name in CRITERIA[:3]))
+
+    def reply(given):
+        return EngineDied("poison") if "毒" in given.messages[0]["content"] else 0.9
+
+    client = ScriptedLLM(reply)
+    told, counts = judged(client, "善", "毒", "美")
+    assert [isinstance(one, CallFailed) for one in told] == [False] * 3 + [True] * 3 + [False] * 3
+    assert counts["calls_quarantined"] == 3 and counts["calls_bought"] == 6
+    # And again with everything stored: nothing is sent.
+    again, counts = judged(ScriptedLLM(reply), "善", "毒", "美")
+    assert counts == {"calls_stored": 9} and [type(one) for one in again] == [type(one) for one in told]
+
+
+def test_many_quarantines_stop_the_partition_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking_module, "_MOST_QUARANTINED", 5)
+
+    def reply(given):
+        return EngineDied("too long for this card") if int(document(given)) % 2 else good(given)
+
+    for first in (1, 11):
+        told = [ask(ScriptedLLM(reply), tmp_path, *map(call, map(str, range(20))))[0]]
+        assert any("5 requests of one partition" in str(one) for one in told[0]), first
+    told, counts = ask(ScriptedLLM(reply), tmp_path, *map(call, map(str, range(20))))
+    assert counts["calls_stored"] >= 15
+
+
+def test_a_request_that_raises_fails_alone_where_the_engine_answers_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking_module, "_PAUSE_SECONDS", 0.0)
+    client = ScriptedLLM(lambda given: CallRaised("no such template") if document(given) == "3" else good(given))
+    told, counts = ask(client, tmp_path, *map(call, "1234"))
+    assert [type(one) for one in told] == [Answer, Answer, CallFailed, Answer] and "no such template" in str(told[2])
+    assert counts["calls_witness"] == 1 and counts["calls_bought"] == 3
+    # Where nothing else is answered it is nobody's status.
+    (told,), _ = ask(ScriptedLLM(lambda given: CallRaised("out of memory")), tmp_path / "other", call("5"))
+    assert type(told) is CallRaised
+
+
+def test_a_probe_that_only_waited_blames_nobody(tmp_path: Path) -> None:
+    deaths, waits = [EngineDied("x")] * 2, [True] * 5
+
+    class Busy(ScriptedLLM):
+        async def probe(self, given) -> None:
+            if waits and waits.pop():
+                raise EngineLeft("another's")
+
+    (answer,), counts = ask(Busy(lambda given: deaths.pop() if deaths else good(given)), tmp_path, call())
+    assert answer.text and "probes_failed" not in counts and not waits
 
 
 def test_a_request_without_an_answer_is_sent_again_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

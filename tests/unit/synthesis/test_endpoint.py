@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from served import Server
 
+import chuxin.synthesis.endpoint as endpoint_module
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import CallFailed, Unanswered, verdict, writing
+from chuxin.synthesis.calls import CallFailed, CallRaised, Unanswered, verdict, writing
 from chuxin.synthesis.config import LLMExecution, Sampling
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.judge import yes
@@ -58,7 +59,8 @@ def test_a_choice_beyond_the_alternatives_counts_as_the_least_of_them(server: Se
         _ = ask(server, VERDICT)[0].score
 
 
-def test_failures_are_the_rows_or_the_users(server: Server) -> None:
+def test_failures_are_the_rows_or_the_users(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_LONGEST_PAUSE", 0.2)
     server.statuses = [500, 429]
     assert ask(server, WRITING)[0].text  # passing trouble is waited out
     server.statuses = [400]
@@ -68,6 +70,14 @@ def test_failures_are_the_rows_or_the_users(server: Server) -> None:
         server.statuses = [status]
         with pytest.raises(CallFailed, match=f"status {status}"):
             ask(server, WRITING)
+    server.statuses = [500] * 4  # the server lives, and this request it cannot do
+    with pytest.raises(CallRaised, match="status 500"):
+        ask(server, WRITING)
+    server.statuses = [429] * 4
+    with pytest.raises(InputError, match="limit of requests lasts"):
+        ask(server, WRITING, timeout=0.3)
+    server.statuses = [429] * 4
+    assert ask(server, WRITING)[0].text  # a limit is waited out, up to the timeout
     server.statuses = [401]
     with pytest.raises(InputError, match="refuses"):
         ask(server, WRITING)
