@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from chuxin.errors import InputError
+from chuxin.errors import InputError, find_input_error
 
 if TYPE_CHECKING:
     from chuxin.runner import Context
@@ -255,7 +255,7 @@ class Draft:
 
     def map(
         self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None,
+        memory: int | None = None, num_gpus: float = 0,
     ) -> None:
         """Computes every partition that is not committed yet, each as one Ray Data task named `name`.
 
@@ -265,11 +265,16 @@ class Draft:
             name: Operator name on the dashboard.
             num_cpus: Of a task.
             memory: Bytes that a task reserves, or None.
+            num_gpus: Of a task; it sees those alone.
 
         Raises:
-            InputError: Whatever the first failing task raised of that kind.
+            InputError: Whatever the first failing task raised of that kind, or no node has so many GPUs.
         """
         import ray
+
+        if num_gpus > max((node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]), default=0):
+            raise InputError(name, f"a task asks for {num_gpus:g} GPU, and no node has one",
+                             "Set use_gpu of the stage's execution to false, or add a node")
 
         self._expected |= set(work)
         done = self.committed()
@@ -284,7 +289,8 @@ class Draft:
         task.__name__ = task.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
         items = ray.data.from_items([{"key": k, "item": work[k]} for k in missing], override_num_blocks=len(missing))
         started, reported = time.time(), 0.0
-        for count, row in enumerate(items.map(task, num_cpus=num_cpus, memory=memory).iter_rows(), 1):
+        made = items.map(task, num_cpus=num_cpus, num_gpus=num_gpus or None, memory=memory)
+        for count, row in enumerate(made.iter_rows(), 1):
             if row["error"]:
                 raise InputError(*row["error"])
             elapsed = time.time() - started
@@ -370,10 +376,13 @@ def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[
     attempt = Attempt(uri, row["key"])
     try:
         fn(row["key"], row["item"], attempt)
-    except InputError as error:
+        attempt.commit()
+    except (InputError, OSError) as error:
+        known = find_input_error(error)
+        if known is None:
+            raise
         # A user's error travels as data: Ray Data's own wrapper loses the cause on its way to the driver.
-        return {"key": row["key"], "error": [error.where, error.problem, error.remedy]}
-    attempt.commit()
+        return {"key": row["key"], "error": [known.where, known.problem, known.remedy]}
     return {"key": row["key"], "error": []}
 
 

@@ -23,6 +23,7 @@ from chuxin.runner import Bound
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "jobs/configs/sample/recipe.yaml"
+REPORT = "report.html"
 
 
 def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
@@ -141,21 +142,23 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
                 lease.require_free(uri, uri.rpartition("/")[2])
             for uri in finish_removals(inside):
                 print(f"{uri}: a killed removal had begun on it; it is gone now")
-        hashes, raw, made = traces(every_artifact(recipe.workspace), known.passage_id)
-        for place in raw:
+        found = traces(every_artifact(recipe.workspace), known.passage_id)
+        for place in found.raw:
             print(f"raw text, yours to remove   {place}")
         for uri in unfinished(recipe.workspace):
             print(f"unfinished, not searched    {uri}")
-        for trace in made:
+        for trace in found.made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
         if known.apply:
             forgotten = recipe.curate.forgotten if recipe.curate is not None else None
-            sections = [getattr(recipe, name) for name in recipe.sections("synthesize")]
+            sections = [getattr(recipe, name) for verb in ("synthesize", "judge") for name in recipe.sections(verb)]
             answers = {section.execution.answers_in(recipe.workspace) for section in sections}
-            bought = remove(made, known.passage_id, hashes, forgotten, answers)
-            print(f"removed {len(made)} artifacts and {bought} stored answers; the recipe makes them anew without it")
+            bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
+            print(f"removed {len(found.made)} artifacts, {bought} stored answers and the report; the recipe makes them "
+                  "anew without it")  # fmt: skip
         else:
-            print(f"--apply removes these {len(made)} artifacts and forgets the text")
+            print(f"--apply removes these {len(found.made)} artifacts, the report that shows samples of them, and "
+                  "forgets the text")  # fmt: skip
     except Exception as error:
         return runner.fail(error)
     return 0
@@ -198,7 +201,7 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
             for index, bound in enumerate(chosen, 1):
                 done.append(_run_one(bound, recipe, position=f"{index:2}/{len(chosen)} "))
     summary = story.summarise(recipe, done)
-    page = f"{recipe.workspace}/report.html"
+    page = f"{recipe.workspace}/{REPORT}"
     fs, path = filesystem(page)
     fs.pipe_file(path, render(summary).encode())
     print(f"\n{text_table(summary)}\n\nreport {page}   total {runner.clock(time.time() - started)}", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class InputError(Exception):
     """Input that the user can put right. The runner prints it as one line and exits with code 2.
@@ -22,7 +24,10 @@ class InputError(Exception):
 
 
 def find_input_error(error: BaseException) -> InputError | None:
-    """Returns the InputError inside an exception, through causes and Ray's wrappers, or None."""
+    """Returns the InputError inside an exception, through causes and Ray's wrappers, or None.
+
+    A full disk counts as one: the user can put it right, and what is committed stays.
+    """
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -32,7 +37,15 @@ def find_input_error(error: BaseException) -> InputError | None:
         seen.add(id(current))
         if isinstance(current, InputError) and len(current.args) == 3:
             return InputError(*current.args)
+        if isinstance(current, OSError) and _is_full(current):
+            return InputError(str(current.filename or "the disk"), "no space is left",
+                              "Free some and run again: what is committed stays")  # fmt: skip
         # RayTaskError keeps the original in `.cause`; Ray Train's group error keeps one error a worker.
         queue += [current.__cause__, getattr(current, "cause", None)]
         queue += (getattr(current, "worker_failures", None) or {}).values()
     return None
+
+
+def _is_full(error: OSError) -> bool:
+    # Arrow's own errors have no number.
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

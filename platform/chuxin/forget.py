@@ -38,16 +38,25 @@ class Trace(NamedTuple):
     what: str
 
 
-def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[set[int], list[str], list[Trace]]:
+class Found(NamedTuple):
+    """All that derives from a passage."""
+
+    hashes: set[int]
+    """Its text's, several where artifacts hold it differently cleaned."""
+    raw: list[str]
+    """Where the raw text stands."""
+    made: list[Trace]
+    """Every artifact to be made anew, inputs first."""
+    passages: set[int]
+    """Ids of all passages with its text."""
+
+
+def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
     """Finds all that derives from a passage.
 
     Args:
         artifacts: Committed ones, inputs before what is made of them.
         passage_id: Of a table `passages`, or of a passage in a table `groups`.
-
-    Returns:
-        Its text's hash, several where artifacts hold it differently cleaned; where the raw text stands; and a trace for
-        every artifact to be made anew, in order.
 
     Raises:
         InputError: No artifact has this passage.
@@ -78,7 +87,7 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> tuple[set[int], li
         if counts or given & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
-    return hashes, list(dict.fromkeys(raw)), made
+    return Found(hashes, list(dict.fromkeys(raw)), made, passages)
 
 
 def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
@@ -111,20 +120,18 @@ def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int],
     return len(found)
 
 
-def remove(
-    made: Sequence[Trace], passage_id: int, hashes: Collection[int], forgotten: str | None, answers: Collection[str]
-) -> int:
-    """Writes the passage into the file of forgotten ones, then deletes stored answers and artifacts that hold a trace.
+def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collection[str], pages: Sequence[str]) -> int:
+    """Writes the passage into the file of forgotten ones, then deletes answers, pages and artifacts that hold a trace.
 
     In this order, so that a kill in between leaves a passage that the next rebuild forgets. Artifacts go last made
     first: none is left whose inputs are gone. No stage may be at work meanwhile.
 
     Args:
-        made: What `traces` found.
+        found: What `traces` found.
         passage_id: Of the passage.
-        hashes: Its text's.
         forgotten: The file that curate's config names.
         answers: Directories of stored LLM answers.
+        pages: Files that show samples of the artifacts, such as the report.
 
     Returns:
         The number of stored answers that were removed.
@@ -139,11 +146,16 @@ def remove(
     with open(path, "a+", encoding="utf-8") as file:
         file.seek(0)
         known = file.readlines()
-        file.writelines(line for text_hash in sorted(hashes) if (line := f"{passage_id} {text_hash}\n") not in known)
+        lines = [f"{passage_id} {text_hash}\n" for text_hash in sorted(found.hashes)]
+        file.writelines(line for line in lines if line not in known)
         file.flush()
         os.fsync(file.fileno())
-    removed = sum(remove_answers(directory, lambda value: value[-1] == passage_id) for directory in answers)
-    for trace in reversed(made):
+    removed = sum(remove_answers(directory, lambda value: value[-1] in found.passages) for directory in answers)
+    for page in pages:
+        fs, place = filesystem(page)
+        if fs.exists(place):
+            fs.rm(place)
+    for trace in reversed(found.made):
         _delete(trace.artifact.uri)
     return removed
 

@@ -49,13 +49,17 @@ WRITTEN = pa.struct([
 ])
 """A query as an LLM wrote it and what was asked of it; `seed` is that of the answer it stands in."""
 
+REJECTED = pa.struct([("seed", pa.int64()), ("reason", pa.string()), ("raw", pa.string())])
+"""An answer of an LLM that could not be used, as it came, and why."""
+
 SYNTHETIC = _schema(
     passage_id=pa.int64(), document_id=pa.int64(), source=pa.string(), text=pa.string(), text_hash=pa.int64(),
     model=pa.string(), prompt_hash=pa.string(), seed=pa.int64(), attempts=pa.int32(), queries=pa.list_(WRITTEN),
-    prompt_tokens=pa.int64(), output_tokens=pa.int64(), status=pa.string(), error=pa.string(), raw=pa.string(),
+    prompt_tokens=pa.int64(), output_tokens=pa.int64(), status=pa.string(), error=pa.string(),
+    rejected=pa.list_(REJECTED),
 )
 """One row a passage: what an LLM was asked about it and wrote. `text` is what it saw, and what becomes the positive;
-`raw` is the last answer, kept where it was rejected."""
+`rejected` are the answers that were asked for again, or given up."""
 
 VERDICT = pa.struct([
     ("query_id", pa.int64()), ("query", pa.string()), ("kind", pa.string()), ("criterion", pa.string()),

@@ -127,7 +127,7 @@ def test_a_labelled_group_names_its_file_and_what_did_not_reach_it(artifacts: li
 
 
 def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: list[Artifact]) -> None:
-    hashes, raw, made = traces(artifacts, 1)
+    hashes, raw, made, _ = traces(artifacts, 1)
     assert hashes == {1001}
     assert raw == ["ingest: source web, file 1.jsonl, position 7",
                    "ingest: source mtp, file pairs.jsonl, position 44 (a labelled group)"]
@@ -143,21 +143,37 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
 
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
                                                                         tmp_path: Path) -> None:
-    hashes, _, made = traces(artifacts, 1)
+    found = traces(artifacts, 1)
     with pytest.raises(InputError, match="the config names no file of forgotten passages"):
-        remove(made, 1, hashes, None, ())
+        remove(found, 1, None, (), ())
     assert all(Path(a.uri).is_dir() for a in artifacts)
-    forgotten = tmp_path / "forgotten.txt"
+    forgotten, pages = tmp_path / "forgotten.txt", [str(tmp_path / "report.html"), str(tmp_path / "none.html")]
+    Path(pages[0]).write_text("a sample")
     with AnswerStore(str(tmp_path / "answers")) as store:
         for number in range(4):
             store.put(bytes([number]) * 16, [f"答案{number}", "stop", 1, 1, 0, None, number % 2])
-    assert remove(made, 1, hashes, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")]) == 2
+    assert remove(found, 1, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")], pages) == 2
     with AnswerStore(str(tmp_path / "answers")) as store:
         assert [store.get(bytes([n]) * 16) is None for n in range(4)] == [False, True, False, True]
-    assert forgotten.read_text() == "1 1001\n"
+    assert forgotten.read_text() == "1 1001\n" and not Path(pages[0]).exists()
     assert [a.manifest["stage"] for a in artifacts if Path(a.uri).exists()] == ["ingest"]
-    remove([], 1, hashes, str(forgotten), ())
+    remove(found._replace(made=[]), 1, str(forgotten), (), pages)
     assert forgotten.read_text() == "1 1001\n"
+
+
+def test_answers_about_another_passage_of_the_same_text_go_too(tmp_path: Path) -> None:
+    """The twin was kept and asked about; the id given is that of the repeated one."""
+    rows = [{"passage_id": number, "document_id": number, "text": "甲", "text_hash": 77, "status": status}
+            for number, status in ((8, "keep"), (9, "duplicate"))]  # fmt: skip
+    draft = Draft(str(tmp_path / "curate"), "c" * 12, {"stage": "curate", "inputs": {}}, print)
+    with draft.attempt("a") as attempt:
+        attempt.write("passages", [pa.Table.from_pylist(rows, PASSAGES)], PASSAGES)
+    found = traces([draft.close()], 9)
+    assert found.passages == {8, 9}
+    with AnswerStore(str(tmp_path / "answers")) as store:
+        for number in (7, 8):
+            store.put(bytes([number]) * 16, ["答案", "stop", 1, 1, 0, None, number])
+    assert remove(found, 9, str(tmp_path / "forgotten.txt"), [str(tmp_path / "answers")], ()) == 1
 
 
 def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifacts: list[Artifact],
@@ -179,7 +195,7 @@ def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifact
 @pytest.mark.parametrize("kept", ["manifest.json", "parts"])
 def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tmp_path: Path, kept: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes, _, made = traces(every_artifact(str(tmp_path)), 1)
+    found = traces(every_artifact(str(tmp_path)), 1)
     local, gone = fsspec.filesystem("file"), list[str]()
     delete = type(local).rm
 
@@ -191,14 +207,14 @@ def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tm
 
     monkeypatch.setattr(type(local), "rm", dying)
     with pytest.raises(KeyboardInterrupt):
-        remove(made, 1, hashes, str(tmp_path / "forgotten.txt"), ())
+        remove(found, 1, str(tmp_path / "forgotten.txt"), (), ())
     monkeypatch.undo()
     assert gone and (tmp_path / "select" / "parts").is_dir() and not (tmp_path / "pack").exists()
     assert finish_removals(directories(str(tmp_path))) == [str(tmp_path / "select")]
     assert finish_removals(directories(str(tmp_path))) == []
-    hashes, _, made = traces(every_artifact(str(tmp_path)), 1)
-    assert [t.artifact.manifest["stage"] for t in made] == ["curate", "pack_other", "synthesize", "judge", "mine"]
-    remove(made, 1, hashes, str(tmp_path / "forgotten.txt"), ())
+    found = traces(every_artifact(str(tmp_path)), 1)
+    assert [t.artifact.manifest["stage"] for t in found.made] == ["curate", "pack_other", "synthesize", "judge", "mine"]
+    remove(found, 1, str(tmp_path / "forgotten.txt"), (), ())
     assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
     assert (tmp_path / "forgotten.txt").read_text() == "1 1001\n"
 
@@ -213,10 +229,11 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
             if stage == "ingest":
                 attempt.write("documents", [DOCUMENTS.empty_table()], DOCUMENTS)
         draft.close()
-    hashes, raw, made = traces(every_artifact(str(tmp_path)), 44)
-    assert hashes == {1044} and raw == ["ingest: source mtp, file pairs.jsonl, position 7 (a labelled group)"]
-    assert [(t.artifact.fingerprint, t.what) for t in made] == [("curate-other", "1 in groups")]
-    remove(made, 44, hashes, str(tmp_path / "forgotten.txt"), ())
+    found = traces(every_artifact(str(tmp_path)), 44)
+    assert found.hashes == {1044}
+    assert found.raw == ["ingest: source mtp, file pairs.jsonl, position 7 (a labelled group)"]
+    assert [(t.artifact.fingerprint, t.what) for t in found.made] == [("curate-other", "1 in groups")]
+    remove(found, 44, str(tmp_path / "forgotten.txt"), (), ())
     assert (tmp_path / "forgotten.txt").read_text() == "44 1044\n"
     assert Path(artifacts[1].uri).exists() and not (tmp_path / "curate-other").exists()
     # What is left of it afterwards, a row without its text, is no trace.
@@ -224,7 +241,7 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
     draft = Draft(str(tmp_path / "curate-new"), "curate-new", {"stage": "curate", "inputs": {}}, print)
     with draft.attempt("a") as attempt:
         attempt.write("passages", [pa.Table.from_pylist(forgotten, PASSAGES)], PASSAGES)
-    assert traces([draft.close()], 1) == ({1001}, [], [])
+    assert traces([draft.close()], 1) == ({1001}, [], [], {1})
 
 
 def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:

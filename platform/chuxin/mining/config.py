@@ -24,7 +24,7 @@ class MineExecution:
     passage_block: int = 8192
     """Passages scored together."""
     use_gpu: bool = False
-    """Encode and search on CUDA. A task then takes the one GPU that it sees: let `num_cpus` be a node's share."""
+    """Encode and search on CUDA; a task then reserves one GPU."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RerankExecution:
     chunk_pairs: int = 16384
     """Pairs that are tokenised and sorted by length together, at least one query's."""
     use_gpu: bool = False
-    """Score on CUDA. A task then takes the one GPU that it sees."""
+    """Score on CUDA; a task then reserves one GPU."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def mine(ctx: Context, config: MineConfig) -> None:
         RuntimeError: A group was lost or taken twice.
     """
     run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
+    computing = partial(run, num_gpus=int(config.execution.use_gpu))
     files = [file for ref in config.groups for file in input_files(ctx, ref, "groups")]
     ids = kept_ids(files, f"{ctx.name}.groups")
     blocks = {f"{i:05d}": item for i, item in enumerate(cut_rows(files, config.query_block))}
@@ -64,13 +65,14 @@ def mine(ctx: Context, config: MineConfig) -> None:
     shards = _build_store(ctx, config, slices, list(blocks.values()), model)
     statistics = _statistics(ctx, shards)
     work = {f"queries-{key}": item for key, item in blocks.items()}
-    run(work, partial(_encode_queries, config, model, list(shards.values()), statistics), name=f"{ctx.name}: queries")
+    encode = partial(_encode_queries, config, model, list(shards.values()), statistics)
+    computing(work, encode, name=f"{ctx.name}: queries")
     done = ctx.draft.committed()
     queries = {key: f"{ctx.draft.uri}/parts/{done[f'queries-{key}']['directory']}" for key in blocks}
     spans = [list(part) for part in np.array_split(list(shards.values()), min(config.spans, len(shards)))]
     searches = {f"search-{key}-{i:03d}": {"queries": queries[key], "shards": list(map(str, span))}
                 for key in blocks for i, span in enumerate(spans)}  # fmt: skip
-    run(searches, partial(_search, config, statistics), name=f"{ctx.name}: search")
+    computing(searches, partial(_search, config, statistics), name=f"{ctx.name}: search")
     done = ctx.draft.committed()
     joins = {f"candidates-{key}": {
         "queries": queries[key],
@@ -95,6 +97,7 @@ def _build_store(
 ) -> dict[str, str]:  # fmt: skip
     """Builds the shards; returns where each stands, by key."""
     run = partial(ctx.draft.map, num_cpus=config.execution.num_cpus)
+    computing = partial(run, num_gpus=int(config.execution.use_gpu))
     rows = sum(_rows(item) for item in slices), sum(item["end"] - item["start"] for item in blocks)
     buckets = 1 + max(rows[0] // OWNER_ROWS, rows[1] // GROUP_ROWS)
     owners = {f"owners-{bucket:03d}": bucket for bucket in range(buckets)}
@@ -102,9 +105,9 @@ def _build_store(
     done = ctx.draft.committed()
     losers = [f"{ctx.draft.uri}/parts/{done[key]['directory']}/losers.npy" for key in owners]
     corpus = {f"{SHARD_PREFIX}{i:05d}": item for i, item in enumerate(slices)}
-    run(corpus, partial(build_corpus_shard, config, model, losers), name=f"{ctx.name}: encode passages")
+    computing(corpus, partial(build_corpus_shard, config, model, losers), name=f"{ctx.name}: encode passages")
     own = {f"{SHARD_PREFIX}own-{key[-3:]}": ctx.draft.part(key, "own") for key in owners}
-    run(own, partial(build_own_shard, config, model), name=f"{ctx.name}: encode own passages")
+    computing(own, partial(build_own_shard, config, model), name=f"{ctx.name}: encode own passages")
     done = ctx.draft.committed()
     shards = {key: f"{ctx.draft.uri}/parts/{done[key]['directory']}/{key}" for key in (*corpus, *own)
               if done[key]["facts"][key]["passages"]}  # fmt: skip
@@ -173,7 +176,7 @@ def rerank(ctx: Context, config: RerankConfig) -> None:
     shards = store_of(ctx, config.store)
     work = _parts(ctx, config.candidates)
     fn = partial(_rerank_part, config, ctx.resolve(config.model), shards)
-    ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
+    ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus, num_gpus=int(config.execution.use_gpu))
     _check_parts(ctx, work, "candidates")
 
 

@@ -59,6 +59,7 @@ def write_shard(
 
     Raises:
         RuntimeError: The chunks hold more or fewer passages than there are ids.
+        OSError: The disk is full.
     """
     Path(path).mkdir(parents=True)
     order = np.argsort(hashes_P, kind="stable")
@@ -66,6 +67,8 @@ def write_shard(
         np.save(f"{path}/{name}.npy", array)
     shape = (len(ids_P), width)
     dense_PH = np.lib.format.open_memmap(f"{path}/dense.npy", mode="w+", dtype=np.float16, shape=shape)
+    with open(f"{path}/dense.npy", "r+b") as file:  # a full disk is an error here, and a dead process in a mapped page
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     offsets, row, pending = np.zeros(len(ids_P) + 1, np.int64), 0, _Segments(path, segment_rows)
     with open(f"{path}/texts.bin", "wb") as file:
         for chunk in chunks:

@@ -55,7 +55,7 @@ class Written:
     output_tokens: int = 0
     status: str = KEEP
     error: str = ""
-    raw: str = ""
+    rejected: list[dict[str, Any]] = field(default_factory=list)
 
     def took(self, answer: Answer) -> None:
         """Counts an answer, whether it was bought now or found in the store: a rerun writes the same row."""
@@ -144,14 +144,16 @@ async def _attempts(
     name: str, passage: Passage, ask: Ask, config: SynthesizeConfig, row: Written, call: Callable[[int], Call],
     read: Callable[[Answer], parse.Parsed],
 ) -> Any | None:
-    """Asks until an answer can be used; the last one's reason and text stay where none could."""
+    """Asks until an answer can be used; the others are kept with their reasons."""
     for attempt in range(config.attempts):
         row.seed = seed_of(config.seed, passage.passage_id, name, attempt)
         row.attempts += 1
         answer = await ask(call(row.seed)._replace(subject=passage.passage_id))
         row.took(answer)
         found = read(answer)
-        row.status, row.raw = found.reason, "" if found.reason == KEEP else answer.text
+        row.status = found.reason
+        if found.reason != KEEP:
+            row.rejected.append({"seed": row.seed, "reason": found.reason, "raw": answer.text})
         if isinstance(found.value, list):
             row.queries = [{**query, "seed": row.seed} for query in found.value]
         if found.reason == KEEP:
@@ -163,7 +165,7 @@ def _queries(texts: list[str], asked: list[dict[str, Any]], orders: list[str]) -
     """Cleans an answer's queries; the answer is used if one of them is."""
     queries, seen = [], set()
     for text, wish in zip(texts, asked, strict=True):
-        query, status = parse.clean_query(strip(text))
+        query, status = parse.clean_query(strip(text), wish["kind"])
         if status == KEEP and parse.holds_fence(query):
             status = "fence_in_query"
         if status == KEEP and parse.obeyed(query, orders):

@@ -31,9 +31,13 @@ _DEMAND = re.compile(
 )
 _REACH = 160
 _SHARED = 6
+# A number before a letter or digit is part of a word: 3.X版本, 2.G网络.
 _LABEL = re.compile(
-    r"(?:查询|问题|搜索查询|标题|关键词|query|question)\s*\d{0,2}\s*[：:]\s*|\d{1,2}[.、．]\s*(?=\D)", re.IGNORECASE
+    r"(查询|问题|搜索查询|标题|关键词|query|question)\s*\d{0,2}\s*[：:]\s*|\d{1,2}[.、．]\s*(?![\sA-Za-z\d])",
+    re.IGNORECASE,
 )
+_LABELLED = {"标题": "title", "关键词": "keywords", "问题": "question"}
+"""Labels that name a kind: before a query of another kind they are its own words (标题：怎么写才吸引人)."""
 _QUOTES = {"“": "”", '"': '"', "「": "」", "『": "』", "'": "'", "‘": "’"}
 _CONTROL = re.compile(r"[<＜][|｜][^|｜]{1,40}[|｜][>＞]")
 _PLACEHOLDER = re.compile(r"[\s….。·\-—_]*")
@@ -111,15 +115,20 @@ def read_persona(text: str, finish: str = "stop") -> Parsed:
     return Parsed(values, KEEP)
 
 
-def clean_query(query: str) -> Parsed:
+def clean_query(query: str, kind: str | None = None) -> Parsed:
     """Takes what is not part of a query from around it: blanks, line breaks, a label, quotes around the whole.
+
+    Args:
+        query: As the answer has it.
+        kind: What was asked for.
 
     Returns:
         The query with "keep"; with a reason ("empty", "refusal") where there is none, the text as it stood.
     """
     text = " ".join(query.split())
     label = _LABEL.match(text)
-    text = text[label.end():] if label else text
+    if label and _LABELLED.get(label[1] or "", kind) == kind:
+        text = text[label.end():]
     close = _QUOTES.get(text[:1])
     if close and len(text) > 1 and text.endswith(close) and not {text[0], close} & set(text[1:-1]):
         text = text[1:-1].strip()

@@ -136,7 +136,7 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
         raise InputError(ctx.name, "no passage is left to ask about", "Lower the filters of curate or of the gate")
     if not kept:
         raise InputError(ctx.name, f"none of {asked} passages gave a query ({_most(done)})",
-                         "Read `raw` and `error` of the table `synthetic` in this stage's parts, and check the LLM")
+                         "Read `rejected` and `error` of the table `synthetic` in its parts, and check the LLM")
     facts = {"model": model, "prompt_hash": config.package_files(), "samples": _samples(ctx, done)}
     _summary(ctx, config.execution, facts, list(work))
     ctx.log(f"queries for {kept:,} of {asked:,} passages")

@@ -29,7 +29,7 @@ def answer(*queries: str) -> str:
 
 def test_rich_rows_hold_what_was_asked() -> None:
     row = run(ScriptedLLM())
-    assert row.status == KEEP and row.attempts == 1 and row.raw == ""
+    assert row.status == KEEP and row.attempts == 1 and row.rejected == []
     assert [(q["kind"], q["difficulty"], q["length"]) for q in row.queries] == [tuple(w) for w in draw(7, CONFIG)]
     assert all(q["status"] == KEEP and q["seed"] == row.seed for q in row.queries) and row.prompt_tokens == 100
 
@@ -62,7 +62,9 @@ def test_an_unusable_answer_is_asked_for_again_with_another_seed() -> None:
 
 def test_after_all_attempts_the_reason_and_the_answer_stay() -> None:
     row = run(ScriptedLLM(lambda call: "抱歉，我不能"))
-    assert (row.status, row.raw, row.attempts, row.queries) == ("refusal", "抱歉，我不能", 3, [])
+    assert (row.status, row.attempts, row.queries) == ("refusal", 3, [])
+    assert [one["raw"] for one in row.rejected] == ["抱歉，我不能"] * 3
+    assert len({one["seed"] for one in row.rejected}) == 3
 
 
 def test_defect_a_malformed_answer_costs_its_row_and_no_other() -> None:
@@ -80,7 +82,7 @@ def test_defect_a_malformed_answer_costs_its_row_and_no_other() -> None:
 
     rows = asyncio.run(batch())
     assert [i for i, row in enumerate(rows) if row.status != KEEP] == [77]
-    assert rows[77].status == "not_json" and rows[77].raw == "角色是学生" and rows[77].queries == []
+    assert rows[77].status == "not_json" and rows[77].rejected[-1]["raw"] == "角色是学生" and rows[77].queries == []
     assert all(row.queries[0]["role"] == "学生" for i, row in enumerate(rows) if i != 77)
 
 

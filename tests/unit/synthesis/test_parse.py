@@ -64,6 +64,16 @@ def test_what_stands_around_a_query_goes_and_nothing_else(text: str, query: str)
     assert clean_query(text) == (query, KEEP)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "query"),
+    [("标题：怎么写才吸引人", "question", "标题：怎么写才吸引人"), ("标题：苹果的营养", "title", "苹果的营养"),
+     ("关键词：是什么意思", "colloquial", "关键词：是什么意思"), ("3.X版本怎么升级", "question", "3.X版本怎么升级"),
+     ("2.G网络停了吗", "question", "2.G网络停了吗"), ("2. 北京的公司", "question", "北京的公司")],
+)  # fmt: skip
+def test_a_query_s_own_words_are_no_label(text: str, kind: str, query: str) -> None:
+    assert clean_query(text, kind) == (query, KEEP)
+
+
 @pytest.mark.parametrize(("text", "reason"), [("…", "empty"), ("“”", "empty"), ("对不起，无法生成", "refusal")])
 def test_queries_that_are_none(text: str, reason: str) -> None:
     assert clean_query(text) == (text, reason)
