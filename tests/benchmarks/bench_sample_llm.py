@@ -39,7 +39,7 @@ WORLD = SampleConfig(seed=7, passages=7000, benchmark_passages=450, benchmark_qu
 MODELS = resources.files("chuxin.sample").joinpath("models")
 PUBLISHED = {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 0, "repetition_penalty": 1.05}
 NEIGHBOURS = 20
-CRITERIA = ("standalone", "searchable", "single_intent", "answered", "gate")
+CRITERIA = ("standalone", "searchable", "single_intent", "answered")
 
 
 class Writer:
@@ -190,15 +190,17 @@ def measure(rounds: int) -> dict[str, Any]:
     """`ratio`: the share of written queries whose passage is found; the rest of the figures beside it."""
     writer = Writer(str(MODELS.joinpath("llm")))
     judge = {}
-    for criterion in CRITERIA:
+    for criterion in (*CRITERIA, "gate"):
         prompts, truth = zip(*labelled(criterion, SETTINGS["verdicts_a_criterion"]), strict=True)
         judge[criterion] = float(((writer.yes(prompts) > 0.5) == np.array(truth)).mean())
     texts = [written(writer, number, os.environ.get("SAMPLE_FINETUNED")) for number in range(rounds)]
     means = {key: float(np.mean([one[key] for one in texts])) for key in texts[0]}
-    return {"ratio": means["found"], "written": means, "judge": judge,
-            "judge_mean": float(np.mean(list(judge.values()))), "reranker": reranked(str(MODELS.joinpath("reranker"))),
-            "relabel": relabelled(writer, str(MODELS.joinpath("reranker"))), "rounds": rounds, "settings": SETTINGS,
-            "equal": True}  # fmt: skip
+    reranker = str(MODELS.joinpath("reranker"))
+    return {
+        "ratio": means["found"], "written": means, "judge": judge,
+        "judge_mean": float(np.mean([judge[criterion] for criterion in CRITERIA])), "reranker": reranked(reranker),
+        "relabel": relabelled(writer, reranker), "rounds": rounds, "settings": SETTINGS, "equal": True,
+    }  # fmt: skip
 
 
 def _parsed(answer: str) -> list[str]:

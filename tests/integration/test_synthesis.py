@@ -245,6 +245,8 @@ def test_engines_without_room_are_refused(model: str) -> None:
     for execution in (LLMExecution(engines=3), LLMExecution(cpus_per_engine=3), LLMExecution(gpus_per_engine=1)):
         with pytest.raises(InputError, match="llm.execution: .* each, and the cluster has room for [02]"):
             LLMPool(model, llm(model), execution)
+    with pytest.raises(InputError, match="1 of 1 engines did not start within 0.1 s"):
+        LLMPool(model, llm(model), LLMExecution(start_timeout=0.1))
 
 
 RECIPE = """

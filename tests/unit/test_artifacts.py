@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, input_files, write_json
-from chuxin.errors import InputError
+from chuxin.errors import InputError, find_input_error
 from chuxin.runner import Context
 
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
@@ -128,3 +129,15 @@ def test_what_a_reference_names_of_a_table(tmp_path: Path) -> None:
     for ref in (folder / "3.parquet", folder / "note.txt", tmp_path / "nothing", folder / "*.csv"):
         with pytest.raises(InputError, match="it holds no table `groups`"):
             input_files(ctx, str(ref), "groups")
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
+    made = draft(tmp_path)
+    for error in (OSError(errno.ENOSPC, "No space left on device", "/data/x.parquet"),
+                  OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")):  # Arrow's
+        with pytest.raises(OSError, match="No space") as told, made.attempt("p"):
+            raise error
+        found = find_input_error(told.value)
+        assert found is not None and "no space is left. Free some and run again" in str(found)
+    assert find_input_error(OSError(errno.EACCES, "no", "/data")) is None
+    assert not made.committed()

@@ -140,12 +140,13 @@ def calls_of(stage: StageRow) -> dict[str, Any] | None:
     if not counts:
         return None
     read = counts.get("prompt_tokens_bought", 0)
+    hours, price = stage.seconds / 3600 * stage.facts.get("engines", 1), stage.facts.get("hour_price")
     return {
         "stage": stage.name, "model": stage.facts.get("model", ""), "bought": counts.get("calls_bought", 0),
         "stored": counts.get("calls_stored", 0), "prompt_tokens": read,
         "cached": counts.get("prompt_tokens_cached", 0) / max(read, 1),
         "output_tokens": counts.get("output_tokens_bought", 0),
-        "hours": stage.seconds / 3600 * stage.facts.get("engines", 1),
+        "hours": hours, "cost": None if price is None else hours * price,
     }  # fmt: skip
 
 

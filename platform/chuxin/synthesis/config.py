@@ -105,6 +105,12 @@ class LLMExecution:
     timeout: float = 600
     """Seconds after which a request counts as unanswered; it is sent three times."""
 
+    start_timeout: float = 1800
+    """Seconds that an engine may wait for its place in the cluster and load its model; then the stage ends."""
+
+    hour_price: float | None = None
+    """Price of an engine's hour (of the endpoint's, with one), in any currency; the report multiplies."""
+
     answers: str | None = None
     """Local directory, absolute or from ~ on, reached by all nodes, where every answer is stored; null:
     WORKSPACE/answers."""

@@ -41,6 +41,7 @@ _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
 _PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
 _SILENT_SECONDS = 30.0
+_TOLD_SECONDS = 60.0
 
 
 class Engine:
@@ -214,10 +215,15 @@ class Engine:
 
 
 class PoolClient:
-    """Sends calls to the pool's engines; travels to workers."""
+    """Sends calls to the pool's engines; travels to workers.
 
-    def __init__(self, engines: list[Any]) -> None:
-        self._engines = engines
+    Args:
+        engines: Actor handles.
+        timeout: Seconds that an engine may take to come back.
+    """
+
+    def __init__(self, engines: list[Any], timeout: float = LLMExecution.start_timeout) -> None:
+        self._engines, self._timeout = engines, timeout
         self._returning: dict[int, asyncio.Future[None]] = {}
 
     async def ask(self, call: Call, share: int | None = None) -> Answer:
@@ -259,7 +265,7 @@ class PoolClient:
         """Waits until Ray has started an actor again, and the actor its engine: once for all calls that wait for it."""
         if place not in self._returning:
             start = self._engines[place].start.options(max_task_retries=_START_TRIES)
-            self._returning[place] = asyncio.ensure_future(_ready(start.remote()))
+            self._returning[place] = asyncio.ensure_future(_ready(start.remote(), self._timeout))
             self._returning[place].add_done_callback(lambda _: self._returning.pop(place))
         await asyncio.shield(self._returning[place])
 
@@ -277,9 +283,12 @@ def _grammar(schema: bytes) -> str:
     return str(xgrammar.Grammar.from_json_schema(schema.decode(), any_whitespace=False, separators=separators))
 
 
-async def _ready(started: Any) -> None:
+async def _ready(started: Any, timeout: float) -> None:
     try:
-        await started
+        await asyncio.wait_for(started, timeout)
+    except TimeoutError as error:
+        raise InputError("the LLM's engine", f"its process ended and did not come back within {timeout:g} s",
+                         "See on the dashboard what its node does, and run again: stored answers stay") from error
     except RayError as error:
         raise find_input_error(error) or InputError(
             "the LLM's engine", f"its process ended and did not come back ({str(error).splitlines()[0][:200]})",
@@ -373,7 +382,7 @@ class LLMPool:
             self.client = client
         else:
             self._engines = _start(path, config, execution)
-            self.client = PoolClient(self._engines)
+            self.client = PoolClient(self._engines, execution.start_timeout)
         if execution.budget_tokens is not None or execution.budget_gpu_hours is not None:
             gpus = execution.engines * (execution.gpus_per_engine or 1)
             self.ledger = ray.remote(Ledger).options(num_cpus=0).remote(
@@ -405,9 +414,24 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:
     )  # fmt: skip
     engines = [actor.remote(path, config, execution) for _ in range(execution.engines)]
     try:
-        ray.get([engine.start.remote() for engine in engines])
-    except RayError as error:
+        _wait(engines, execution.start_timeout)
+    except BaseException as error:
         for engine in engines:
             ray.kill(engine)
         raise find_input_error(error) or error from error
     return engines
+
+
+def _wait(engines: Sequence[Any], timeout: float) -> None:
+    """Waits until all engines run; says every minute that it does."""
+    waiting, begun = [engine.start.remote() for engine in engines], time.monotonic()
+    while waiting:
+        left = timeout - (time.monotonic() - begun)
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(_TOLD_SECONDS, left)))
+        ray.get(ready)
+        if waiting and left <= 0:
+            raise InputError("llm.execution", f"{len(waiting)} of {len(engines)} engines did not start within "
+                             f"{timeout:g} s", "See on the dashboard whether other jobs hold the CPUs or GPUs, or "
+                             "raise start_timeout")  # fmt: skip
+        if waiting:
+            print(f"{len(waiting)} of {len(engines)} engines wait for their place or load their model", flush=True)

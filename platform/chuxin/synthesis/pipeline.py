@@ -356,7 +356,8 @@ def _summary(ctx: Context, execution: LLMExecution, facts: Mapping[str, Any], ke
     for key in keys:
         total.update(done[key]["facts"].get(key, {}))
     with ctx.draft.attempt(_SUMMARY) as attempt:
-        attempt.count(facts={**facts, "engines": execution.engines, "llm": dict(total)})
+        attempt.count(facts={**facts, "engines": execution.engines, "hour_price": execution.hour_price,
+                             "llm": dict(total)})  # fmt: skip
 
 
 def _samples(ctx: Context, done: Mapping[str, Any]) -> list[dict[str, Any]]:

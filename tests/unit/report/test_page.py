@@ -119,12 +119,12 @@ def test_scores_are_plotted_apart_from_lengths_and_samples_are_escaped() -> None
     queries = [first, {**first, "query": "石桥", "kind": "keywords", "difficulty": "", "status": "copied"}]
     samples = [{"passage_id": "7", "source": "wudao", "text": "石桥建成于", "queries": queries}]
     llm = {"calls_bought": 30, "calls_stored": 4, "prompt_tokens_bought": 1000, "prompt_tokens_cached": 250}
-    facts = {"samples": samples, "llm": llm, "model": "llm@12", "engines": 2}
+    facts = {"samples": samples, "llm": llm, "model": "llm@12", "engines": 2, "hour_price": 3.0}
     stage = StageRow("rerank", 900.0, 3, 3, {}, "ran", "a" * 32, histograms, facts)
     text = parse(render(dataclasses.replace(SUMMARY, stages=(*STAGES, stage)))).text
     for part in ("Scores", "logit_given rerank · 3 2", "probability_yes rerank · 3 0.7", "query_chars rerank · 5",
                  "Written queries", "石桥建成于 wudao <b>哪一年建成</b> question, hard, short",
-                 "石桥 keywords, short · copied", "rerank llm@12 30 4 1,000 25.0 % 0 0.500"):
+                 "石桥 keywords, short · copied", "rerank llm@12 30 4 1,000 25.0 % 0 0.500 1.50"):
         assert part in text, part
     assert "logit_none" not in text and "Written queries" not in parse(render(SUMMARY)).text
 
