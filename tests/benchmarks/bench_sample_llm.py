@@ -111,14 +111,15 @@ def written(writer: Writer, rounds: int, finetuned: str | None) -> dict[str, flo
         passage = corpora[name][place]
         shared.append(shared_run(query, calls.without_names(passage.text, {passage.entity: None})))
         lexical[row] = bool(query)
-    kinds = [kind_of(query) == ask[0] for *_, ask, query in rows]
+    kinds = np.array([kind_of(query) == ask[0] for *_, ask, query in rows])
+    uncopied = np.array(shared) <= MOST_SHARED
     lengths = [length_of(query) == ask[2] for *_, ask, query in rows]
     return {
-        "valid": float(lexical.mean()), "found": float(found.mean()),
+        "valid": float(lexical.mean()), "good": float((found & uncopied & kinds).mean()), "found": float(found.mean()),
         "found_easy": _share(found, [ask[1] == "easy" for *_, ask, _ in rows]),
         "found_hard": _share(found, [ask[1] == "hard" for *_, ask, _ in rows]),
-        "uncopied": float(np.mean(np.array(shared) <= MOST_SHARED)), "longest_shared": int(max(shared)),
-        "kind": float(np.mean(kinds)), "length": float(np.mean(lengths)),
+        "uncopied": float(uncopied.mean()), "longest_shared": int(max(shared)),
+        "kind": float(kinds.mean()), "length": float(np.mean(lengths)),
     }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def reranked(directory: str) -> dict[str, float]:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """`ratio`: the share of written queries whose passage is found; the rest of the figures beside it."""
+    """`ratio`: the share of written queries that are found, not copied and of the kind asked for."""
     writer = Writer(str(MODELS.joinpath("llm")))
     judge = {}
     for criterion in (*CRITERIA, "gate"):
@@ -197,7 +198,7 @@ def measure(rounds: int) -> dict[str, Any]:
     means = {key: float(np.mean([one[key] for one in texts])) for key in texts[0]}
     reranker = str(MODELS.joinpath("reranker"))
     return {
-        "ratio": means["found"], "written": means, "judge": judge,
+        "ratio": means["good"], "written": means, "judge": judge,
         "judge_mean": float(np.mean([judge[criterion] for criterion in CRITERIA])), "reranker": reranked(reranker),
         "relabel": relabelled(writer, reranker), "rounds": rounds, "settings": SETTINGS, "equal": True,
     }  # fmt: skip
