@@ -9,11 +9,11 @@ the same way as the recipe's, whatever they are; `uncleaned_far`, likewise, but 
 the published ranks (20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups of the select
 stage (rules, judge, round trip, reranker).
 
-The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a finished `make demo-real`
-of that folder. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise, without those that a
-cross-encoder finds too good, and without positives that it finds bad. No cross-encoder for such text is at hand, so
-one is trained first, from the same start, on other pairs with mined negatives of far ranks. Its scores have no zero of
-their own: the bound of both is a quantile of the labelled positives' scores.
+The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of that
+folder, finished as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,
+without those that a cross-encoder finds too good, and without positives that it finds bad. No cross-encoder for such
+text is at hand, so one is trained first, from the same start, on other pairs with mined negatives of far ranks. Its
+scores have no zero of their own: the bound of both is a quantile of the labelled positives' scores.
 
 Each arm is packed and refined once a seed (which draws rows, batches and negatives) and scored by the dense output.
 `ratio` is nDCG@10 of cleaned over uncleaned on all queries of the sample's benchmarks; `difference` has the 95 %
@@ -24,11 +24,14 @@ the others to within 10 %: a plan's batches are full but for the last.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,7 +182,7 @@ def real_world(workspace: str, data: str, folder: str) -> World:
     from chuxin.schema import GROUPS, PASSAGES
 
     sizes = SETTINGS["real"]
-    artifacts = made(workspace, "release")
+    artifacts = made(workspace, "finetune")
     start = artifacts["finetune"].path("model")
     weights = artifacts["pack_finetune"].manifest["config"]["weights"]
     pool = drawn(artifacts["curate"].read("groups"), weights, sizes["pool"])
@@ -305,16 +308,26 @@ def scores(model: str, world: World) -> dict[str, np.ndarray]:
     return found
 
 
+def run_arm(world: World, folder: str, work: tuple[int, str]) -> tuple[dict[str, np.ndarray], int]:
+    """Trains one arm with one seed; returns its scores and the rows trained on."""
+    import torch
+
+    torch.set_num_threads(SETTINGS["threads"])
+    seed, arm = work
+    model, rows = train(folder, world.groups[arm], world.start, world.sizes, seed)
+    return scores(model, world), rows
+
+
 def compared(world: World, seeds: int, folder: str) -> dict[str, Any]:
-    """Trains and scores every arm with every seed."""
+    """Trains and scores every arm with every seed, a process of one thread each, as many at once as there are cores."""
     found: dict[str, list[dict[str, np.ndarray]]] = {arm: [] for arm in world.groups}
     rows: dict[str, list[int]] = {arm: [] for arm in world.groups}
-    for seed in range(1, seeds + 1):
-        for arm in world.groups:
-            model, trained = train(folder, world.groups[arm], world.start, world.sizes, seed)
-            found[arm].append(scores(model, world))
+    work = [(seed, arm) for seed in range(1, seeds + 1) for arm in world.groups]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (seed, arm), (own, trained) in zip(work, pool.map(partial(run_arm, world, folder), work), strict=True):
+            found[arm].append(own)
             rows[arm].append(trained)
-            means = ", ".join(f"{task} {100 * values.mean():.1f}" for task, values in found[arm][-1].items())
+            means = ", ".join(f"{task} {100 * values.mean():.1f}" for task, values in own.items())
             print(f"seed {seed}, {arm}: {means}", flush=True)
     values = {arm: {task: np.stack([one[task] for one in runs]) for task in world.tasks} for arm, runs in found.items()}
     for by_task in values.values():

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
         print(f"error: tests/benchmarks: {problem}. There are: {', '.join(known) or 'none'}.", file=sys.stderr)
         return 2
     spec = importlib.util.spec_from_file_location(f"bench_{given.name}", folder / f"bench_{given.name}.py")
-    bench = importlib.util.module_from_spec(spec)
+    bench = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # processes of its own find it by name
     spec.loader.exec_module(bench)
     result = measure(bench, given.name, given.rounds)
     record = {**result, "date": datetime.date.today().isoformat(), "machine": machine()}
