@@ -1,4 +1,4 @@
-"""The answer store: every answer an LLM ever gave, kept so that none is bought twice, whatever is killed.
+"""The answer store: every answer an LLM ever gave, kept so that none of them is bought again, whatever is killed.
 
     answers/1764010203-4711-9f3a0c12.log    one file a writer: its records, appended
     answers/1764010203-4711-9f3a0c12.idx    its keys and places, sorted; written when the writer closes
@@ -153,9 +153,15 @@ class AnswerStore:
         return self._numbers[name]
 
     def _remember(self, key: bytes, number: int, offset: int) -> None:
-        self._new.setdefault(_short(key), []).append(number << _OFFSET_BITS | offset)
-        if len(self._new) >= _MERGE_AT:
-            self._merge(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        self._take(np.array([_short(key)]), np.array([number << _OFFSET_BITS | offset]))
+
+    def _take(self, keys: np.ndarray, places: np.ndarray) -> None:
+        """Takes records in; few go to the unsorted rest, so that what others store a second costs its number alone."""
+        if len(keys) + len(self._new) >= _MERGE_AT:
+            self._merge(keys, places)
+            return
+        for short, place in zip(keys.tolist(), places.tolist(), strict=True):
+            self._new.setdefault(short, []).append(place)
 
     def _merge(self, keys: np.ndarray, places: np.ndarray) -> None:
         pairs = [(k, p) for k, held in self._new.items() for p in held]
@@ -211,7 +217,7 @@ class AnswerStore:
             keys.append(found[0])
             places.append(found[1] | number << _OFFSET_BITS)
         if keys:
-            self._merge(np.concatenate(keys), np.concatenate(places))
+            self._take(np.concatenate(keys), np.concatenate(places))
         self._refreshed = time.monotonic()
 
     def _seal(self, number: int) -> None:

@@ -180,3 +180,18 @@ def test_keys_that_share_their_first_bytes_are_told_apart(tmp_path: Path) -> Non
         store.put(second, "b")
     with AnswerStore(str(tmp_path)) as store:
         assert (store.get(first), store.get(second)) == ("a", "b")
+
+
+def test_what_others_store_costs_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import chuxin.synthesis.store as module
+
+    monkeypatch.setattr(module, "_MERGE_AT", 100)
+    with AnswerStore(str(tmp_path)) as one, AnswerStore(str(tmp_path)) as other:
+        for number in range(150):
+            one.put(key(number), number)
+        sorted_keys = one._keys
+        assert len(sorted_keys) >= 100
+        for number in range(200, 205):
+            other.put(key(number), number)
+        one._refresh()
+        assert one._keys is sorted_keys and [one.get(key(n)) for n in (3, 149, 204)] == [3, 149, 204]
