@@ -99,14 +99,17 @@ def fetched(uri: str) -> str:
     name = posixpath.basename(path)
     if not os.path.isdir(target):
         making = tempfile.mkdtemp(prefix="chuxin-fetching-")
-        if fs.isdir(path):
-            fs.get(f"{path}/", f"{making}/{name}/", recursive=True)
-        else:
-            fs.get_file(path, f"{making}/{name}")
         try:
+            if fs.isdir(path):
+                fs.get(f"{path}/", f"{making}/{name}/", recursive=True)
+            else:
+                fs.get_file(path, f"{making}/{name}")
             os.rename(making, target)
-        except OSError:  # another process was first
-            shutil.rmtree(making)
+        except OSError:
+            if not os.path.isdir(target):  # else another process was first
+                raise
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
     return os.path.join(target, name)
 
 

@@ -5,8 +5,8 @@ Removal is by rebuilding: the hash goes into the file that curate's `forgotten` 
 artifacts that hold a trace are deleted, so that the next run of the recipe makes them anew without it. All artifacts
 of the workspace are searched: the file's content is part of curate's fingerprint, so after a removal, whole or killed,
 the recipe no longer knows those of before. Leaves out: the raw files and ingest's copy of them, which are the user's to
-change; they are named. Unfinished stages too, which have no manifest to tell what they hold; they are
-named.
+change; they are named. Unfinished stages too, which have no manifest to tell what they hold; they are named. And the
+copies of an object store's artifacts in the nodes' temporary directories (artifacts.fetched).
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
     WORKSPACE=folder REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
 
 The sample world: `WORKSPACE` is a finished `make demo`. Four arms: `none`, the curated groups; `uncleaned`, these and
-every query that the LLM wrote, rejected ones too, with its passage, each with negatives chosen from the same ranks in
-the same way as the recipe's, whatever they are; `uncleaned_far`, likewise, but its negatives are drawn at random from
-the published ranks (20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups of the select
-stage (rules, judge, round trip, reranker).
+every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's, the
+hardest of as many ranks: here of the first ten by either miner, by dense score, since nothing else has looked at them
+(the recipe's are the hardest by the reranker of the ten that it scores), mined at this file's lengths; `uncleaned_far`,
+likewise, but its negatives are drawn at random from the published ranks (20 to 200, here 100: no more are kept), where
+few are false; `cleaned`, the groups of the select stage (rules, judge, round trip, reranker, relabel).
 
 The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of that
 folder, finished as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,

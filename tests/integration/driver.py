@@ -26,13 +26,17 @@ def kill_when(config: Path, reached: Callable[[], bool]) -> None:
     with open(config.with_suffix(".log"), "ab") as log:
         driver = subprocess.Popen([sys.executable, "jobs/recipe.py", "--config", str(config)], cwd=ROOT,
                                   env=environment, stdout=log, stderr=log)  # fmt: skip
-    while driver.poll() is None and not reached():
-        time.sleep(0.05)
-    assert driver.poll() is None, config.with_suffix(".log").read_text()[-3000:]
-    root = psutil.Process(driver.pid)
-    family = [root, *root.children(recursive=True)]
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a worker ends by itself when it sees its raylet gone
-            process.kill()
-    driver.wait()
+    try:
+        while driver.poll() is None and not reached():
+            time.sleep(0.05)
+        assert driver.poll() is None, config.with_suffix(".log").read_text()[-3000:]
+    finally:
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(driver.pid)
+            family = [root, *root.children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a worker ends by itself when it sees its raylet gone
+                process.kill()
+        driver.wait()
     assert not psutil.wait_procs(family, timeout=120)[1]

@@ -40,7 +40,7 @@ mine:
   passage_max_len: 32
   keep: 30
   shard_passages: 40
-  query_block: 4
+  query_block: 2
   spans: 2
 rerank: {{candidates: mine, store: mine, model: {world}/reranker, query_max_len: 16, passage_max_len: 32}}
 select:

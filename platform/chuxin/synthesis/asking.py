@@ -151,21 +151,29 @@ class Asking:
             self._require_sound()
 
     async def _vouched(self, place: int) -> bool:
-        """True if an engine still answers a request that it answered before; the answer is not kept."""
+        """True if an engine still answers a request that it answered before; bought again, and not kept."""
         witness = self._witnesses.get(place)
         if witness is None:
             return False
         async with self._lone:
             for _ in range(_WAITS):
+                self._require_sound()  # one that waited for the lock need not find it out again
+                self.counts["calls_witness"] += 1
                 try:
-                    self.counts["calls_witness"] += 1
-                    await self._answered(witness, 1)
+                    self._bought(await self._answered(witness, 1))
+                    return True
+                except CallFailed:  # its own fault now, as where max_model_len was lowered: an answer all the same
                     return True
                 except EngineLeft:
                     continue
                 except (EngineDied, Unanswered):
                     return False
         return False
+
+    def _bought(self, answer: Answer) -> None:
+        self.counts["prompt_tokens_bought"] += answer.prompt_tokens
+        self.counts["output_tokens_bought"] += answer.output_tokens
+        self.counts["prompt_tokens_cached"] += answer.cached_tokens
 
     async def _buy(self, call: Call, place: int) -> Answer:
         try:
@@ -174,15 +182,17 @@ class Asking:
             except EngineDied:
                 answer = await self._suspected(call)
         except CallRaised as error:
+            if place not in self._witnesses:
+                raise
             if await self._vouched(place):
                 raise CallFailed(str(error)) from error
-            raise
+            self._broken = InputError("the LLM", f"it does not answer even what it answered before ({error})"[:400],
+                                      "Repair it and run again: what was bought is stored, and no row was blamed")
+            self._require_sound()
         if answer.finish == _CRASHED:
             return answer
         self.counts["calls_bought"] += 1
-        self.counts["prompt_tokens_bought"] += answer.prompt_tokens
-        self.counts["output_tokens_bought"] += answer.output_tokens
-        self.counts["prompt_tokens_cached"] += answer.cached_tokens
+        self._bought(answer)
         return answer._replace(text=_whole(answer.text))
 
     async def _answered(self, call: Call, share: int | None = None) -> Answer:

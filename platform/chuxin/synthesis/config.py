@@ -109,7 +109,8 @@ class LLMExecution:
     """Seconds that an engine may wait for its place in the cluster and load its model; then the stage ends."""
 
     hour_price: float | None = None
-    """Price of an engine's hour (of the endpoint's, with one), in any currency; the report multiplies."""
+    """Price of an engine's hour (of the endpoint's, with one), in any currency: noted when the stage runs, and the
+    report multiplies."""
 
     answers: str | None = None
     """Local directory, absolute or from ~ on, reached by all nodes, where every answer is stored; null:

@@ -100,8 +100,8 @@ class EndpointClient:
     async def _guarded(self, send: Any, **options: Any) -> Any:
         import openai
 
-        until = time.monotonic() + self._timeout
-        for attempt in itertools.count():
+        until, attempt = time.monotonic() + self._timeout, 0
+        for waited in itertools.count():
             try:
                 return await send(**options)
             except openai.APITimeoutError as error:
@@ -115,15 +115,17 @@ class EndpointClient:
                 if time.monotonic() >= until:
                     raise InputError(self._url, f"the endpoint's limit of requests lasts ({_line(error)})",
                                      "Lower execution.concurrency, and run again: stored answers stay") from error
-                await asyncio.sleep(_pause(error, attempt))
+                await asyncio.sleep(_pause(error, waited))
             except openai.InternalServerError as error:
                 if attempt >= _RETRIES - 1:  # the server answers: this request may be what it cannot do
                     raise CallRaised(_line(error)) from error
+                attempt += 1
                 await asyncio.sleep(_pause(error, attempt))
             except openai.APIConnectionError as error:
                 if attempt >= _RETRIES - 1:
                     raise InputError(self._url, f"the endpoint does not answer ({_line(error)})",
                                      "Start it or correct llm.endpoint, and run again: stored answers stay") from error
+                attempt += 1
                 await asyncio.sleep(_pause(error, attempt))
             except openai.APIStatusError as error:
                 if error.status_code != _TOO_LARGE:
@@ -135,7 +137,7 @@ class EndpointClient:
 def _pause(error: Any, attempt: int) -> float:
     """Seconds to wait: what the server says, else ever more, up to half a minute."""
     said = error.response.headers.get("retry-after", "") if hasattr(error, "response") else ""
-    return min(float(said) if said.isdigit() else 0.2 * 4 ** min(attempt, 5), _LONGEST_PAUSE)
+    return min(max(float(said), 0.2) if said.isdigit() else 0.05 * 4 ** min(attempt, 6), _LONGEST_PAUSE)
 
 
 def _line(error: Exception) -> str:

@@ -143,10 +143,11 @@ class Engine:
         engine = self._engine
         try:
             prompt, parameters = {"prompt_token_ids": self._tokens(call)}, self._parameters(call)
-        except InputError:
+        except (InputError, MemoryError):
             raise
-        except Exception as error:  # of this request alone: nothing has been sent
-            return "refused", f"{type(error).__name__}: {error}"[:500]
+        except Exception as error:
+            kind = "refused" if isinstance(error, (VLLMClientError, ValueError)) else "raised"
+            return kind, f"{type(error).__name__}: {error}"[:500]
         try:
             async with asyncio.timeout(self._execution.timeout):
                 async for output in engine.generate(prompt, parameters, request_id=name):
@@ -251,6 +252,8 @@ class PoolClient:
             else:
                 kind, value = await engine.generate.remote(call, share)
         except RayActorError as error:
+            if kind == "answer":  # it came before the process went
+                return Answer(*value)
             await self._back(place)
             raise (EngineLeft if share == 1 and not kind else EngineDied)(str(error).splitlines()[0]) from error
         except RayError as error:

@@ -31,9 +31,9 @@ _DEMAND = re.compile(
 )
 _REACH = 160
 _SHARED = 6
-# A number before a letter or digit is part of a word: 3.X版本, 2.G网络.
+# A number and a point before a letter or digit are part of a word: 3.X版本, 2.G网络.
 _LABEL = re.compile(
-    r"(查询|问题|搜索查询|标题|关键词|query|question)\s*\d{0,2}\s*[：:]\s*|\d{1,2}[.、．]\s*(?![\sA-Za-z\d])",
+    r"(查询|问题|搜索查询|标题|关键词|query|question)\s*\d{0,2}\s*[：:]\s*|\d{1,2}(?:、\s*(?!\d)|[.．](?:\s+(?!\d)|(?![\sA-Za-z\d])))",
     re.IGNORECASE,
 )
 _LABELLED = {"标题": "title", "关键词": "keywords", "问题": "question"}

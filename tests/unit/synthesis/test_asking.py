@@ -248,6 +248,18 @@ def test_a_request_that_raises_fails_alone_where_the_engine_answers_others(
     told, counts = ask(client, tmp_path, *map(call, "1234"))
     assert [type(one) for one in told] == [Answer, Answer, CallFailed, Answer] and "no such template" in str(told[2])
     assert counts["calls_witness"] == 1 and counts["calls_bought"] == 3
+    # Of an engine that no longer answers what it answered before, all stop at once, and no row is blamed.
+    answered = [True] * 2
+    client = ScriptedLLM(lambda given: good(given) if answered and answered.pop() else CallRaised("bad gateway"))
+    told, counts = ask(client, tmp_path / "gone", *map(call, map(str, range(64))))
+    assert [type(one) for one in told[:2]] == [Answer, Answer] and {type(one) for one in told[2:]} == {InputError}
+    assert counts["calls_witness"] == 1 and "not answer even what it answered before" in str(told[2])
+    # A witness that is refused now shows that the engine lives.
+    first = [True]
+    client = ScriptedLLM(lambda given: good(given) if first and first.pop() else
+                         CallFailed("too long now") if document(given) == "1" else CallRaised("x"))  # fmt: skip
+    told, _ = ask(client, tmp_path / "shorter", *map(call, "12"))
+    assert type(told[1]) is CallFailed and str(told[1]) == "x"
     # Where nothing else is answered it is nobody's status.
     (told,), _ = ask(ScriptedLLM(lambda given: CallRaised("out of memory")), tmp_path / "other", call("5"))
     assert type(told) is CallRaised

@@ -68,7 +68,8 @@ def test_what_stands_around_a_query_goes_and_nothing_else(text: str, query: str)
     ("text", "kind", "query"),
     [("标题：怎么写才吸引人", "question", "标题：怎么写才吸引人"), ("标题：苹果的营养", "title", "苹果的营养"),
      ("关键词：是什么意思", "colloquial", "关键词：是什么意思"), ("3.X版本怎么升级", "question", "3.X版本怎么升级"),
-     ("2.G网络停了吗", "question", "2.G网络停了吗"), ("2. 北京的公司", "question", "北京的公司")],
+     ("2.G网络停了吗", "question", "2.G网络停了吗"), ("2. 北京的公司", "question", "北京的公司"),
+     ("1、iPhone怎么截屏", "question", "iPhone怎么截屏"), ("1. Python怎么安装", "question", "Python怎么安装")],
 )  # fmt: skip
 def test_a_query_s_own_words_are_no_label(text: str, kind: str, query: str) -> None:
     assert clean_query(text, kind) == (query, KEEP)

@@ -4,7 +4,7 @@ A Qwen2 of a few million parameters learns the synthesis line's calls (calls.py)
 Shipped, in two parts, on cores of an EPYC in bf16 autocast. First a model of four layers, without the layers of
 matching.py and the heads of reading.py and with 4 calls `answered` a document (this script as of 2026-11-23): 1,200
 steps, 25 minutes of two cores; it wrote as it does now, and was at chance (0.53) in `answered`. Then `--start` from it,
-which adds the two layers: 800 steps as `--steps 2400`, resumed with `--steps 1060`, 42 minutes of one core. `answered`
+which adds the two layers: 800 steps as `--steps 2400`, resumed with `--steps 1060`, 40 minutes of one core. `answered`
 was right for 0.73 of the training's verdicts after 300 steps, 0.84 after 640, 0.90 after 960; without the two layers
 it had stayed at 0.51 for 340. A training of all from nothing has not been tried. Figures on held-out entities:
 bench_sample_llm, sample/models/README.md.
