@@ -110,7 +110,7 @@ def test_bf16_autocast_is_as_near_to_fp32_as_hugging_face_s() -> None:
         name: torch.stack([(ours[name] - value).norm(), (theirs[name] - value).norm()])
         for name, value in exact.items() if "key.bias" not in name  # exactly 0
     }  # fmt: skip
-    # The last bias' gradient holds no state: what differs there is the order of fp32 sums, which one side may hit exactly.
+    # The last bias' gradient holds no state: what differs is the order of fp32 sums, which one side may hit exactly.
     assert all(one <= 3 * other + 1e-6 * exact[name].norm() for name, (one, other) in errors.items())
     one, other = torch.stack(list(errors.values())).norm(dim=0)
     assert 0 < one < 1.5 * other
