@@ -3,12 +3,12 @@
     WORKSPACE=folder python tests/benchmarks/run.py cleaning_pays --rounds 5         (--rounds: the number of seeds)
     WORKSPACE=folder REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
 
-The sample world: `WORKSPACE` is a finished `make demo`. Five arms: `none`, the curated groups; `uncleaned`, these and
-every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's, drawn
-in the same way from as many ranks, whatever they are: the first ten by either miner (the recipe's reranker scores ten
-candidates), mined at this file's lengths; `uncleaned_hard`, likewise, but the hardest by dense score; `uncleaned_far`,
-drawn from the published ranks (20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups of
-the select stage (rules, judge, round trip, reranker, relabel).
+The sample world: `WORKSPACE` is a finished `make demo`. Four arms: `none`, the curated groups; `uncleaned`, these and
+every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's, the
+hardest of as many ranks, whatever they are: of the first ten by either miner, by dense score, since nothing else has
+looked at them, mined at this file's lengths; `uncleaned_far`, likewise, but drawn at random from the published ranks
+(20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups as the select stage makes them
+(rules, judge, round trip, reranker, relabel), their negatives the hardest of the ten that the reranker scores.
 
 The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of that
 folder, finished as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,
@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +106,8 @@ def sample_world(workspace: str, folder: str) -> World:
     import pyarrow.parquet as pq
 
     from chuxin.config import validate
-    from chuxin.mining.config import MineConfig, NegativeRule
+    from chuxin.mining import pipeline
+    from chuxin.mining.config import MineConfig, SelectConfig
     from chuxin.runner import Context
     from chuxin.schema import GROUPS
 
@@ -115,18 +117,19 @@ def sample_world(workspace: str, folder: str) -> World:
     rows = list(written_groups(artifacts["synthesize"].read("synthetic").to_pylist()))
     print(f"sample: {len(rows)} queries were written, {artifacts['judge'].read('groups', ['query_id']).num_rows} kept")
     pq.write_table(pa.Table.from_pylist(rows, GROUPS), f"{folder}/written.parquet")
-    rule = validate(NegativeRule, artifacts["select"].manifest["config"]["negatives"], str)
-    sizes = SETTINGS["sample"]
+    select = validate(SelectConfig, artifacts["select"].manifest["config"], str)
+    rule, sizes = replace(select.negatives, draw="hardest"), SETTINGS["sample"]
     groups = (artifacts["curate"].uri, f"{folder}/written.parquet")
     # The recipe scores its best candidates alone, and takes no negative without a score: the same ranks, uncleaned.
     scored = artifacts["rerank"].manifest["config"]["top_k"] or config.keep
     ranks = (rule.first_rank, min(rule.last_rank, config.keep, scored))
     mined = mined_candidates(folder, groups, artifacts["curate"].uri, start, sizes, config.keep, config.miners)
     far = (sizes["far_ranks"][0], min(sizes["far_ranks"][1], config.keep))
+    hardest = replace(select, candidates=artifacts[select.candidates].uri, store=artifacts["mine"].uri, negatives=rule)
+    cleaned = in_process.run(pipeline.select, hardest, f"{tempfile.mkdtemp(dir=folder)}/select").uri
     tables = {
         "none": artifacts["curate"].uri, "uncleaned": uncleaned(folder, mined, ranks, rule.most, rule.draw),
-        "uncleaned_hard": uncleaned(folder, mined, ranks, rule.most, "hardest"),
-        "uncleaned_far": uncleaned(folder, mined, far, rule.most), "cleaned": artifacts["select"].uri,
+        "uncleaned_far": uncleaned(folder, mined, far, rule.most), "cleaned": cleaned,
     }  # fmt: skip
     benchmarks = Path(artifacts["sample"].path("benchmarks"))
     return World(SETTINGS["sample"], start, tables, {path.name: str(path) for path in sorted(benchmarks.iterdir())})
