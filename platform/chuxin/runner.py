@@ -200,6 +200,8 @@ def session(num_cpus: int | None, dashboard: bool) -> Iterator[str]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Workers of a killed raylet end within a second, not ten, so a rerun after kill -9 does not race with them.
     os.environ.setdefault("RAY_raylet_death_check_interval_milliseconds", "1000")
+    # Idle workers end after a second: kept for reuse, each held up to 1 GB that an earlier stage had allocated.
+    os.environ.setdefault("RAY_num_workers_soft_limit", "0")
     import ray
 
     submitted = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")

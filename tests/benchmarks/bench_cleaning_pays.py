@@ -3,12 +3,13 @@
     WORKSPACE=folder python tests/benchmarks/run.py cleaning_pays --rounds 5         (--rounds: the number of seeds)
     WORKSPACE=folder REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
 
-The sample world: `WORKSPACE` is a finished `make demo`. Four arms: `none`, the curated groups; `uncleaned`, these and
-every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's, the
-hardest of as many ranks, whatever they are: of the first ten by either miner, by dense score, since nothing else has
-looked at them, mined at this file's lengths; `uncleaned_far`, likewise, but drawn at random from the published ranks
-(20 to 200, here 100: no more are kept), where few are false; `cleaned`, the groups as the select stage makes them
-(rules, judge, round trip, reranker, relabel), their negatives the hardest of the ten that the reranker scores.
+The sample world: `WORKSPACE` is a finished `make demo`. Six arms: `none`, the curated groups; `uncleaned`, these and
+every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's,
+drawn as the recipe draws them from as many ranks, whatever they are: of the first ten by either miner, mined at this
+file's lengths; `cleaned`, the groups as the recipe's select stage made them (rules, judge, round trip, reranker,
+relabel), their negatives of the ten that the reranker scores. `uncleaned_hardest` and `cleaned_hardest` take, of the
+same candidates, those of the highest score (dense; the reranker's). `uncleaned_far` draws from the published ranks
+(20 to 200, here 100: no more are kept), where few are false.
 
 The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of that
 folder, finished as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,
@@ -118,18 +119,20 @@ def sample_world(workspace: str, folder: str) -> World:
     print(f"sample: {len(rows)} queries were written, {artifacts['judge'].read('groups', ['query_id']).num_rows} kept")
     pq.write_table(pa.Table.from_pylist(rows, GROUPS), f"{folder}/written.parquet")
     select = validate(SelectConfig, artifacts["select"].manifest["config"], str)
-    rule, sizes = replace(select.negatives, draw="hardest"), SETTINGS["sample"]
+    rule, sizes = select.negatives, SETTINGS["sample"]
     groups = (artifacts["curate"].uri, f"{folder}/written.parquet")
     # The recipe scores its best candidates alone, and takes no negative without a score: the same ranks, uncleaned.
     scored = artifacts["rerank"].manifest["config"]["top_k"] or config.keep
     ranks = (rule.first_rank, min(rule.last_rank, config.keep, scored))
     mined = mined_candidates(folder, groups, artifacts["curate"].uri, start, sizes, config.keep, config.miners)
     far = (sizes["far_ranks"][0], min(sizes["far_ranks"][1], config.keep))
-    hardest = replace(select, candidates=artifacts[select.candidates].uri, store=artifacts["mine"].uri, negatives=rule)
-    cleaned = in_process.run(pipeline.select, hardest, f"{tempfile.mkdtemp(dir=folder)}/select").uri
+    hardest = replace(select, candidates=artifacts[select.candidates].uri, store=artifacts["mine"].uri,
+                      negatives=replace(rule, draw="hardest"))  # fmt: skip
     tables = {
         "none": artifacts["curate"].uri, "uncleaned": uncleaned(folder, mined, ranks, rule.most, rule.draw),
-        "uncleaned_far": uncleaned(folder, mined, far, rule.most), "cleaned": cleaned,
+        "uncleaned_hardest": uncleaned(folder, mined, ranks, rule.most, "hardest"),
+        "uncleaned_far": uncleaned(folder, mined, far, rule.most), "cleaned": artifacts["select"].uri,
+        "cleaned_hardest": in_process.run(pipeline.select, hardest, f"{tempfile.mkdtemp(dir=folder)}/select").uri,
     }  # fmt: skip
     benchmarks = Path(artifacts["sample"].path("benchmarks"))
     return World(SETTINGS["sample"], start, tables, {path.name: str(path) for path in sorted(benchmarks.iterdir())})
@@ -345,9 +348,12 @@ def compared(world: World, seeds: int, folder: str) -> dict[str, Any]:
         "start": {task: float(value.mean()) for task, value in scores(world.start, world).items()},
         "ndcg_at_10": {arm: {task: float(v.mean()) for task, v in by_task.items()} for arm, by_task in values.items()},
         "by_seed": {arm: by_task["all"].mean(axis=1).round(4).tolist() for arm, by_task in values.items()},
-        "cleaned_minus": {
-            arm: {task: difference(values["cleaned"][task] - other) for task, other in values[arm].items()}
-            for arm in values if arm != "cleaned"
+        **{
+            f"{name}_minus": {
+                arm: {task: difference(values[name][task] - other) for task, other in values[arm].items()}
+                for arm in values if arm != name
+            }
+            for name in values if name.startswith("cleaned")
         },
         "queries": values["cleaned"]["all"].shape[1], "rows": rows,
         "equal": max(map(max, rows.values())) <= 1.1 * min(map(min, rows.values())),
