@@ -198,8 +198,11 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
     else:
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
             print(f"dashboard {page}" if page else "no dashboard (execution.dashboard: false)", flush=True)
+            waiting = [bound for bound in chosen if not bound.committed]
+            following = dict(zip((bound.uri for bound in waiting), waiting[1:], strict=False))
             for index, bound in enumerate(chosen, 1):
-                done.append(_run_one(bound, recipe, position=f"{index:2}/{len(chosen)} "))
+                position = f"{index:2}/{len(chosen)} "
+                done.append(_run_one(bound, recipe, position, following.get(bound.uri)))
     summary = story.summarise(recipe, done)
     page = f"{recipe.workspace}/{REPORT}"
     fs, path = filesystem(page)
@@ -207,9 +210,15 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
     print(f"\n{text_table(summary)}\n\nreport {page}   total {runner.clock(time.time() - started)}", flush=True)
 
 
-def _run_one(bound: Bound, recipe: RecipeConfig, position: str) -> tuple[Artifact, bool]:
+def _run_one(
+    bound: Bound, recipe: RecipeConfig, position: str, following: Bound | None = None
+) -> tuple[Artifact, bool]:
     before = bound.committed
-    artifact = runner.run_here(bound, recipe)
+    artifact = runner.run_here(bound, recipe, following)
+    if before:  # by another driver since: the engines kept for it have nobody to take them over
+        from chuxin.synthesis.llm import release_engines
+
+        release_engines()
     _line(bound, artifact, position, before)
     return artifact, before
 

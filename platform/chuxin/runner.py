@@ -62,10 +62,15 @@ class Bound(NamedTuple):
 
 
 class Context:
-    """What a stage's run function gets: its draft, its inputs, the resolver of references, a line to the terminal."""
+    """What a stage's run function gets: its draft, its inputs, the resolver of references, a line to the terminal.
 
-    def __init__(self, name: str, draft: Draft, inputs: dict[str, Artifact], log: Callable[[str], None]) -> None:
-        self.name, self.draft, self.inputs, self.log = name, draft, inputs, log
+    `following` is the config of the stage that this driver runs next, if any: what it needs too may stay.
+    """
+
+    def __init__(
+        self, name: str, draft: Draft, inputs: dict[str, Artifact], log: Callable[[str], None], following: Any = None
+    ) -> None:
+        self.name, self.draft, self.inputs, self.log, self.following = name, draft, inputs, log, following
 
     def resolve(self, ref: str) -> str:
         """Turns a reference into a path or URI: "sample:raw/x" → inside the artifact; a stage's name → its model."""
@@ -108,8 +113,10 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
     return list(bound.values())
 
 
-def run_here(bound: Bound, recipe: Any) -> Artifact:
+def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artifact:
     """Runs one stage in this Ray session and commits it; committed work is returned as it is.
+
+    `following` is the stage that runs next, if one does.
 
     Raises:
         InputError: An input is not committed, or the cluster has too few CPUs.
@@ -138,7 +145,8 @@ def run_here(bound: Bound, recipe: Any) -> Artifact:
         print(f"    [{bound.stage.name} {clock(time.time() - started)}] {message}", flush=True)
 
     with lease.held(bound.uri, bound.stage.name) as seconds:
-        context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log)
+        context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log,
+                          following and following.config)
         module, _, function = bound.stage.run.partition(":")
         getattr(importlib.import_module(module), function)(context, bound.config)
         artifact = context.draft.close(seconds())

@@ -9,9 +9,11 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -238,6 +240,31 @@ def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     asked = sorted(done)
     results, counts = crew._replace(ledger=None).run(asked, work, lambda row, error: "")
     assert all(results) and counts == {"calls_stored": len(asked)}
+
+
+def test_the_next_stage_takes_the_engines_over(model: str) -> None:
+    """With what they hold of the passages; engines of another kind, dead ones and those of a failed stage are not."""
+    import ray
+
+    def process(pool: LLMPool) -> int:
+        return ray.get(pool._engines[0].start.remote())
+
+    execution, call = LLMExecution(), verdict("answered", PASSAGE, query="青禾公司的总部")
+    with LLMPool(model, llm(model), execution, keep=True) as pool:
+        first = process(pool)
+        asyncio.run(pool.client.ask(VERDICTS[0]))
+    with LLMPool(model, llm(model), replace(execution, concurrency=3), keep=True) as pool:
+        assert process(pool) == first
+        assert asyncio.run(pool.client.ask(call)).cached_tokens >= 32
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(ZeroDivisionError), LLMPool(model, llm(model), execution, keep=True) as pool:
+        assert process(pool) != first and asyncio.run(pool.client.ask(call)).text in (YES, NO)
+        raise ZeroDivisionError
+    with LLMPool(model, llm(model), replace(execution, max_num_seqs=3), keep=True) as pool:
+        pass
+    with pytest.raises(InputError, match="room"):
+        LLMPool(model, llm(model), LLMExecution(engines=3))
+    assert not llm_module._kept
 
 
 def test_engines_without_room_are_refused(model: str) -> None:

@@ -134,6 +134,11 @@ class LLMExecution:
         """Returns the answer store's directory: `answers` with ~ and file:// resolved, else the workspace's own."""
         return os.path.expanduser((self.answers or f"{workspace}/answers").removeprefix("file://"))
 
+    def engine_options(self) -> tuple[float, ...]:
+        """Returns what shapes the engines: stages where it is the same can use the same ones."""
+        return (self.engines, self.tensor_parallel, self.cpus_per_engine, self.gpus_per_engine,
+                self.gpu_memory_utilization, self.kv_cache_gib, self.max_num_seqs, self.timeout)  # fmt: skip
+
     def required_cpus(self) -> float:
         """CPUs that must be there at once: all engines and one partition."""
         return self.engines * self.cpus_per_engine + self.num_cpus

@@ -41,6 +41,9 @@ _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
 _PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
 _SILENT_SECONDS = 30.0
+_kept: dict[tuple[Any, ...], list[Any]] = {}
+"""Engines of a stage of this driver that the next one takes over, by what they are: their start takes longer than
+many a stage, and they hold the prefixes of passages that it asks about too."""
 _TOLD_SECONDS = 60.0
 
 
@@ -369,14 +372,17 @@ class LLMPool:
         path: The checkpoint's directory or hub name.
         config: The LLM.
         execution: What it may take.
+        keep: Leave the engines to the next pool of this process, if it asks for the same ones, unless the stage fails.
 
     Raises:
         InputError: vLLM is not installed, the checkpoint is missing or cannot be served, or the endpoint does not
             answer.
     """
 
-    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
+    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution, keep: bool = False) -> None:
         self._engines: list[Any] = []
+        self._keep = keep
+        self._kind = (ray.get_runtime_context().get_job_id(), path, config, execution.engine_options())
         self.client: Client
         self.ledger: Any = None
         if config.endpoint is not None and config.served_name is not None:
@@ -384,7 +390,7 @@ class LLMPool:
             asyncio.run(client.check())
             self.client = client
         else:
-            self._engines = _start(path, config, execution)
+            self._engines = _taken_over(self._kind, execution) or _start(path, config, execution)
             self.client = PoolClient(self._engines, execution.start_timeout)
         if execution.budget_tokens is not None or execution.budget_gpu_hours is not None:
             gpus = execution.engines * (execution.gpus_per_engine or 1)
@@ -399,9 +405,32 @@ class LLMPool:
     def __enter__(self) -> LLMPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for actor in (*self._engines, *([self.ledger] if self.ledger is not None else [])):
-            ray.kill(actor)
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if self.ledger is not None:
+            ray.kill(self.ledger)
+        _kept[self._kind] = self._engines
+        if failure or not self._keep:
+            release_engines()
+
+
+def release_engines() -> None:
+    """Ends the engines that were kept for a next pool."""
+    while _kept:
+        for engine in _kept.popitem()[1]:
+            ray.kill(engine)
+
+
+def _taken_over(kind: tuple[Any, ...], execution: LLMExecution) -> list[Any]:
+    """Returns the engines kept if they are of this kind and still answer; ends them otherwise."""
+    engines = _kept.pop(kind, [])
+    release_engines()
+    try:
+        _wait(engines, execution.start_timeout)
+    except (RayError, InputError):  # a new one starts where they cannot, or says why it does not either
+        _kept[kind] = engines
+        release_engines()
+        return []
+    return engines
 
 
 def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:

@@ -309,7 +309,10 @@ def _crew(ctx: Context, llm: LLMConfig, execution: LLMExecution) -> Iterator[Cre
                          "Give it from / or ~ on")
     path = ctx.resolve(llm.model)
     model = _identity(workspace, llm.model, path, llm)
-    with LLMPool(path, llm, execution) as pool:
+    following = ctx.following
+    shared = getattr(following, "llm", None) == llm and \
+        following.execution.engine_options() == execution.engine_options()
+    with LLMPool(path, llm, execution, keep=shared) as pool:
         yield Crew(pool.client, pool.ledger, model, os.path.abspath(answers), execution)
 
 

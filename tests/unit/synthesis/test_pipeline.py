@@ -40,7 +40,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedLLM:
     client = ScriptedLLM()
 
     class Pool:
-        def __init__(self, path: str, config: LLMConfig, execution: Any) -> None:
+        def __init__(self, path: str, config: LLMConfig, execution: Any, keep: bool) -> None:
             self.client, self.ledger = client, None
 
         def __enter__(self) -> "Pool":
