@@ -49,7 +49,8 @@ def _to_simplified() -> Callable[[str], str]:
 def match_key(text: str) -> str:
     """Reduces a text to what an "exact match" compares: NFKC, lower case, simplified, letters and digits only.
 
-    Two texts that differ in width, case, script (traditional or simplified), punctuation or blanks are equal.
+    Two texts that differ in width, case, script (traditional or simplified), punctuation or blanks are equal; so are
+    those that only signs tell apart, such as C++ and C#, −5 and 5, 3.5 and 35.
     """
     folded = _IGNORED.sub("", unicodedata.normalize("NFKC", text).lower())
     if folded.isascii():

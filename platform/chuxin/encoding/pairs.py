@@ -90,16 +90,20 @@ class PairScorer:
         """Returns the scores float32 [N] of pairs (index of the query, index of the passage).
 
         Raises:
-            InputError: One pair alone does not fit the device's memory.
+            InputError: One pair alone does not fit the device's memory, or a score is no number.
         """
         pairs = self.tokenise(queries, passages, index_N2)
         try:
-            return score_pairs(self.model, pairs, self.batch_tokens, self.device)
+            scores_N = score_pairs(self.model, pairs, self.batch_tokens, self.device)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             problem = f"a pair of up to {max(map(len, pairs))} tokens does not fit the memory of {self.device}"
             raise InputError(self.path, problem, "Lower passage_max_len, or give a smaller reranker") from error
+        if wrong := int((~np.isfinite(scores_N)).sum()):
+            raise InputError(self.path, f"{wrong} of {len(scores_N)} scores are no numbers",
+                             "Set dtype to float32, or give another reranker")
+        return scores_N
 
     def tokenise(self, queries: Sequence[str], passages: Sequence[str], index_N2: np.ndarray) -> list[np.ndarray]:
         """Returns the token ids of pairs; each text that occurs is tokenised once, all in one call a side."""

@@ -40,12 +40,18 @@ def find_owners(
     """Settles the texts of one bucket of hashes: `losers.npy` holds the corpus' ids that another owns, `own` the rest.
 
     Holds 16 bytes a passage of the bucket, and the texts of its groups' own passages.
+
+    Raises:
+        InputError: A passage is given twice.
     """
     heads = [_bucket_of(*read_heads(item), buckets, bucket) for item in slices]
     ids, hashes = (np.concatenate([head[i] for head in heads]) for i in range(2))
     order = np.lexsort((ids, hashes))
     ids, hashes = ids[order], hashes[order]
     repeated = np.r_[False, hashes[1:] == hashes[:-1]] if len(hashes) else np.zeros(0, bool)
+    if (twice := repeated[1:] & (ids[1:] == ids[:-1])).any():
+        raise InputError(f"{key}: passages", f"passage {ids[1:][twice][0]} is given twice",
+                         "Name each file of passages once")
     np.save(attempt.path("losers.npy"), np.sort(ids[repeated]))
     attempt.write("own", [_own_passages(blocks, hashes, buckets, bucket)], OWN)
     attempt.count(facts={f"{key}-losers": int(repeated.sum())})

@@ -36,6 +36,9 @@ _SUSPECTS = 3
 it has to answer a request that it answered before. A poisoned query comes in one call for each criterion."""
 _UNVOUCHED = 8
 """The same where it has answered nothing before: more than one row's calls."""
+_REFUSED = 16
+"""Refusals of an engine in a row, after which it has to answer what it answered before: a request may be too long for
+it, but sixteen in a row look like an account, a parameter or a chat template, and no row's fault."""
 _MOST_QUARANTINED = 50
 """Quarantines after which a partition stops: so many requests that bring an engine down are no accident of theirs."""
 _WAITS = 8
@@ -74,7 +77,7 @@ class Asking:
     Args:
         client: The engines or endpoint.
         store: The answer store.
-        model: Identity of the model.
+        model: Digest of the model.
         max_crashes: Lone tries of a call that brought its engine down.
     """
 
@@ -83,6 +86,7 @@ class Asking:
         self._pending: dict[bytes, asyncio.Future[Answer]] = {}
         self._suspects: defaultdict[int, dict[bytes, list]] = defaultdict(dict)  # by engine
         self._witnesses: dict[int, Call] = {}  # by engine, the last call that it is known to answer
+        self._refused: Counter[int] = Counter()  # by engine, since its last answer
         self._broken: InputError | None = None
         self._lone = asyncio.Lock()
         self.counts: Counter[str] = Counter()
@@ -93,7 +97,7 @@ class Asking:
         Raises:
             CallFailed: The request was refused, or the call brings engines down.
             Exception: It found no answer, however often it was sent; Unanswered, where the reason is known.
-            InputError: The engine dies whatever it is asked.
+            InputError: The engine dies whatever it is asked, or refuses it.
         """
         name, place = key(self._model, call), self._client.place(call)
         stored = self._suspects[place].get(name) or self._store.get(name)
@@ -132,6 +136,7 @@ class Asking:
         value = [*answer, call.subject]
         if answer.finish != _CRASHED:
             self._witnesses[place] = call
+            del self._refused[place]
             if self._broken is None:  # else an engine is to blame, whatever it may still answer
                 self._confirm(place)
             self._store.put(name, value)
@@ -150,8 +155,11 @@ class Asking:
             )  # fmt: skip
             self._require_sound()
 
-    async def _vouched(self, place: int) -> bool:
-        """True if an engine still answers a request that it answered before; bought again, and not kept."""
+    async def _vouched(self, place: int, refusal: bool = True) -> bool:
+        """True if an engine still answers a request that it answered before; bought again, and not kept.
+
+        `refusal` counts as an answer, where it is asked whether the engine lives.
+        """
         witness = self._witnesses.get(place)
         if witness is None:
             return False
@@ -162,8 +170,8 @@ class Asking:
                 try:
                     self._bought(await self._answered(witness, 1))
                     return True
-                except CallFailed:  # its own fault now, as where max_model_len was lowered: an answer all the same
-                    return True
+                except CallFailed:  # its own fault now, as where max_model_len was lowered
+                    return refusal
                 except EngineLeft:
                     continue
                 except (EngineDied, Unanswered):
@@ -181,6 +189,17 @@ class Asking:
                 answer = await self._answered(call)
             except EngineDied:
                 answer = await self._suspected(call)
+        except CallFailed as error:
+            self._refused[place] += 1
+            if self._refused[place] >= _REFUSED:
+                if not await self._vouched(place, refusal=False):
+                    before = "and what it answered before too" if place in self._witnesses else "and answered none"
+                    self._broken = InputError("the LLM", f"it refused {_REFUSED} requests in a row, {before} "
+                                              f"({error})"[:400], "Repair it and run again: what was bought is stored, "
+                                              "and no row of this partition was blamed")  # fmt: skip
+                    self._require_sound()
+                del self._refused[place]
+            raise
         except CallRaised as error:
             if place not in self._witnesses:
                 raise

@@ -6,7 +6,7 @@ Leaves out: who computes it (llm.py) and where answers are kept (store.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -52,7 +52,7 @@ class Call(NamedTuple):
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
     subject: int = 0
-    """Id of the passage that the answer is made of, so that it can be forgotten; no part of the key."""
+    """Id of the passage that the answer is about, so that it can be forgotten; no part of the key."""
 
 
 class Answer(NamedTuple):
@@ -78,7 +78,7 @@ def key(model: str, call: Call) -> bytes:
     """Returns the 16 bytes that an answer is stored under: model, prompt file, inputs, sampling with its seed.
 
     Args:
-        model: Identity of the model: its content, not its path.
+        model: Digest of the model's content, or of the endpoint: neither path nor name.
         call: The request.
     """
     content = [model, prompt_hash(call.prompt), *call[:-1]]
@@ -95,16 +95,11 @@ def writing(
     )  # fmt: skip
 
 
-def verdict(prompt: str, passage: str = "", **fields: str) -> Call:
-    """Builds the call for a yes or no: one greedy token."""
-    return Call(prompt, render(prompt, passage, **fields), 0.0, 1.0, 1.0, 1, 0, None, (YES, NO))
+def verdict(prompt: str, passage: str = "", subject: int = 0, **fields: str) -> Call:
+    """Builds the call for a yes or no: one greedy token; `subject` is the id of the passage that it is about."""
+    return Call(prompt, render(prompt, passage, **fields), 0.0, 1.0, 1.0, 1, 0, None, (YES, NO), subject)
 
 
 def seed_of(*fields: str | int) -> int:
     """Returns a sampling seed, 31 bits: engines take no more."""
     return hash63("sampling", *fields) & _MASK_31
-
-
-def total(answers: Sequence[Answer]) -> tuple[int, int]:
-    """Returns (tokens read, tokens written)."""
-    return sum(a.prompt_tokens for a in answers), sum(a.output_tokens for a in answers)

@@ -75,6 +75,8 @@ class EndpointClient:
             raise InputError(self._url, "the endpoint gives no log-probabilities, which verdicts are made of",
                              "Name one that knows `logprobs` and `top_logprobs`, or null to start engines of our own")
         scores = _choices(choice, call.choices) if call.choices else None
+        if not all(map(math.isfinite, (scores or {}).values())):
+            raise CallRaised(f"the model gives log-probabilities that are no numbers ({scores})")
         return Answer(choice.message.content or "", choice.finish_reason, usage.prompt_tokens,
                       usage.completion_tokens, cached, scores)  # fmt: skip
 

@@ -62,21 +62,23 @@ async def _query(
         reason = "fence"
     if reason != KEEP or not config.criteria:
         return [{**base, "criterion": "" if reason == KEEP else reason, "reason": reason}]
-    verdicts = [_criterion(base, name, row["text"], ask, config.threshold) for name in config.criteria]
+    verdicts = [_criterion(base, name, row, ask, config.threshold) for name in config.criteria]
     return await together(verdicts)
 
 
-async def _criterion(base: dict[str, Any], name: str, passage: str, ask: Ask, threshold: float) -> dict[str, Any]:
+async def _criterion(
+    base: dict[str, Any], name: str, row: Mapping[str, Any], ask: Ask, threshold: float
+) -> dict[str, Any]:
     entry = {**base, "criterion": name, "prompt_hash": prompt_hash(name)}
     try:
-        score, said = await yes(name, ask, passage=passage, query=base["query"])
+        score, said = await yes(name, ask, row["text"], row["passage_id"], query=base["query"])
     except CallFailed as error:
         return {**entry, "reason": "crashes_engine" if str(error) == "crashes_engine" else "llm_error"}
     return {**entry, "verdict": said, "score": score, "reason": KEEP if score >= threshold else name}
 
 
-async def yes(name: str, ask: Ask, passage: str = "", **fields: str) -> tuple[float, str]:
-    """Asks for a verdict.
+async def yes(name: str, ask: Ask, passage: str, subject: int, **fields: str) -> tuple[float, str]:
+    """Asks for a verdict about a passage of the id `subject`, or about a query that was made of it.
 
     Returns:
         The probability of "yes", and the answer itself.
@@ -84,7 +86,7 @@ async def yes(name: str, ask: Ask, passage: str = "", **fields: str) -> tuple[fl
     Raises:
         CallFailed: The call failed, or its answer has no log-probabilities.
     """
-    answer = await ask(verdict(name, passage if name in DOCUMENT_PROMPTS else "", **fields))
+    answer = await ask(verdict(name, passage if name in DOCUMENT_PROMPTS else "", subject, **fields))
     return answer.score, answer.text
 
 

@@ -1,8 +1,9 @@
 """LLM engines: Ray actors with one vLLM engine each, and the ledger of what a run may buy.
 
 An engine that dies is started again by its actor, an actor that dies by Ray; whoever was in it is told and asks again
-among ever fewer others (asking.py), whoever waited for a turn only waits longer. Calls that show the same passage go
-to the same engine, so its prefix is there already.
+among ever fewer others (asking.py). Whoever waited for a turn only waits longer where the engine died; where its
+actor's process went only a lone call knows that it had waited, and the others count as having been inside. Calls that
+show the same passage go to the same engine, so its prefix is there already.
 Leaves out: what is asked (generate.py, judge.py) and the store (store.py).
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
+import math
 import os
 import time
 from collections import Counter
@@ -174,6 +176,8 @@ class Engine:
             return "unanswered", "the engine gave the request up"
         output = result.outputs[0]
         scores = self._scores(output, call) if call.choices else None
+        if not all(map(math.isfinite, (scores or {}).values())):
+            return "raised", f"the model gives log-probabilities that are no numbers ({scores})"
         text = output.text if not call.choices else self._tokenizer.decode(output.token_ids)
         return "answer", (text, output.finish_reason if output.finish_reason == "length" and not call.choices
                           else "stop", len(result.prompt_token_ids), len(output.token_ids),
@@ -215,7 +219,8 @@ class Engine:
 
     def _scores(self, output: Any, call: Call) -> dict[str, float]:
         first = output.logprobs[0]
-        return {c: max(float(first[self._id(c)].logprob), -1e4) for c in call.choices if self._id(c) in first}
+        found = {c: float(first[self._id(c)].logprob) for c in call.choices if self._id(c) in first}
+        return {c: -1e4 if value == -math.inf else value for c, value in found.items()}
 
 
 class PoolClient:

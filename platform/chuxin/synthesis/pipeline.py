@@ -71,18 +71,26 @@ def gate(ctx: Context, config: GateConfig) -> None:
         ctx.draft.map(asked, partial(_label, config, crew, directory, limit), name=f"{ctx.name}: ask the LLM",
                       num_cpus=config.execution.num_cpus)  # fmt: skip
         model = crew.model
-    labels = pa.concat_tables(Slice(ctx.draft.part(key, "verdicts")).read() for key in asked)
-    labels = labels.filter(pc.is_valid(labels["score"]))
-    if not len(labels):
-        raise InputError(ctx.name, "the LLM gave no verdict on any passage", "Check `passages` and the LLM")
-    with ctx.draft.attempt("fit") as attempt:
-        fitted = gates.fit(labels["text"].to_pylist(), labels["score"].to_numpy(), config.seed,
-                           config.validation_share, config.keep_recall)  # fmt: skip
-        gates.save(fitted, attempt.path("gate.npz"))
+    # A partition, so that a rerun takes the gate that some passages have been scored by already.
+    ctx.draft.map({"fit": [ctx.draft.part(key, "verdicts") for key in asked]}, partial(_fit, config),
+                  name=f"{ctx.name}: fit", num_cpus=config.execution.num_cpus)  # fmt: skip
+    fit = ctx.draft.committed()["fit"]
+    fitted = gates.load(fetched(f"{ctx.draft.uri}/parts/{fit['directory']}/gate.npz"))
     ctx.draft.map({f"score-{key}": part for key, part in work.items()}, partial(_score, fitted, directory, config),
                   name=f"{ctx.name}: score", num_cpus=config.execution.num_cpus)  # fmt: skip
-    facts = {"model": model, "prompt_hash": config.package_files(), "gate": fitted.facts}
+    facts = {"model": model, "prompt_hash": config.package_files(), "gate": fit["facts"]["fit"]}
     _summary(ctx, config.execution, facts, [*asked])
+
+
+def _fit(config: GateConfig, key: str, files: Sequence[str], attempt: Attempt) -> None:
+    labels = pa.concat_tables(Slice(file).read() for file in files)
+    labels = labels.filter(pc.is_valid(labels["score"]))
+    if not len(labels):
+        raise InputError(key, "the LLM gave no verdict on any passage", "Check `passages` and the LLM")
+    fitted = gates.fit(labels["text"].to_pylist(), labels["score"].to_numpy(), config.seed, config.validation_share,
+                       config.keep_recall)  # fmt: skip
+    gates.save(fitted, attempt.path("gate.npz"))
+    attempt.count(facts={key: fitted.facts})
 
 
 def _label(
@@ -93,7 +101,8 @@ def _label(
     rows = [{"passage_id": r["passage_id"], "text": cutter.cut(r["text"])} for r in table.to_pylist()]
 
     async def label(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
-        return {**row, "score": None if holds_fence(row["text"]) else (await yes("gate", ask, row["text"]))[0]}
+        return {**row, "score": None if holds_fence(row["text"]) else
+                (await yes("gate", ask, row["text"], row["passage_id"]))[0]}
 
     labels, counts = crew.run(rows, label, lambda row, error: {**row, "score": None})
     schema = pa.schema([("passage_id", pa.int64()), ("text", pa.string()), ("score", pa.float32())])
@@ -240,7 +249,7 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
 
     Raises:
         InputError: No candidate has a reranker score, the passage store is missing or lacks a passage, the LLM cannot
-            be had, or the budget is spent.
+            be had or gives no verdict at all, or the budget is spent.
     """
     work = {key: part._asdict() for key, part in slices(_artifact(ctx, config.candidates).parts("candidates"))}
     shards = shard_uris(_artifact(ctx, config.store))
@@ -257,6 +266,9 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
         raise InputError(f"{ctx.name}: {config.candidates}", "no candidate has a score of a reranker",
                          "Name the rerank stage in `candidates`")
     said = {f"relabelled_{word}": counts[f"relabel_{word}"] for word in ("yes", "no", "refused")}
+    if said["relabelled_refused"] and said["relabelled_refused"] == sum(said.values()):
+        raise InputError(ctx.name, f"the LLM gave no verdict on any of {said['relabelled_refused']} pairs",
+                         "Check that it answers in one token, 是 or 否, or leave relabel out")
     _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files(), **said}, list(work))
     ctx.log(f"{sum(said.values()):,} pairs asked about, {said['relabelled_yes']:,} answered with yes")
 
@@ -320,12 +332,16 @@ def _identity(workspace: str, ref: ModelRef, path: str, llm: LLMConfig) -> str:
     """A name to read, and a hash of what decides the answers: the checkpoint's content, or the endpoint's URL."""
     if llm.endpoint is not None:
         # Hashed, not shown: a URL may hold a password, and this name stands in every row.
-        return f"endpoint:{llm.served_name}@{xxhash.xxh3_64_hexdigest(llm.endpoint.rstrip('/').encode())[:12]}"
+        return f"endpoint:{llm.served_name}@{_digest(llm.served_name, llm.endpoint.rstrip('/'))}"
     known = Identities(workspace)
     content = known.identify(path, True, "llm", [])
     known.remember()
-    digest = xxhash.xxh3_64_hexdigest(json.dumps([content, llm.quantization, llm.dtype]).encode())
-    return f"{ref.rstrip('/').rpartition('/')[2].rpartition(':')[2]}@{digest[:12]}"
+    digest = _digest(content, llm.quantization, llm.dtype)
+    return f"{ref.rstrip('/').rpartition('/')[2].rpartition(':')[2]}@{digest}"
+
+
+def _digest(*fields: str | None) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields).encode())[:12]
 
 
 def _artifact(ctx: Context, ref: str) -> Artifact:

@@ -47,11 +47,12 @@ async def relabel(
     """
 
     async def one(place: int) -> str | None:
-        text = texts[row["candidates"][place]["text_hash"]]
+        candidate = row["candidates"][place]
+        text = texts[candidate["text_hash"]]
         if holds_fence(text) or holds_fence(row["query"]):
             return None
         try:
-            score, _ = await yes(PROMPT, ask, passage=text, query=row["query"])
+            score, _ = await yes(PROMPT, ask, text, candidate["passage_id"], query=row["query"])
         except CallFailed:
             return None
         return "yes" if score >= config.threshold else "no"

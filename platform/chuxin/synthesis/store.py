@@ -7,11 +7,14 @@ A record is a frame: length (uint32), XXH3-64 of the payload (uint64), payload =
 once `put` returns, as far as killed processes go, and after `sync` against a power failure too. A tail that a kill
 tore is skipped and told of; it was never acknowledged. Records are never moved or rewritten, so writers in any number
 of processes need no lock. In memory a record costs 16 bytes: 63 bits of its key, and file number and offset in one
-int64; the whole key is compared when it is read. Leaves out: what an answer holds (calls.py).
+int64; the whole key is compared when it is read. A writer holds a shared lock on its file: answers are removed only
+where no writer is. Leaves out: what an answer holds (calls.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import struct
 import time
@@ -136,6 +139,7 @@ class AnswerStore:
     def _open_writer(self) -> None:
         name = f"{int(time.time())}-{os.getpid()}-{uuid.uuid4().hex[:8]}.log"
         self._writer = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fcntl.flock(self._writer, fcntl.LOCK_SH)  # a process that dies lets go of it
         self._writer_number, self._end, self._synced = self._number(name), 0, time.monotonic()
         directory = os.open(self.directory, os.O_RDONLY)
         os.fsync(directory)  # the file's name too
@@ -235,7 +239,7 @@ class AnswerStore:
 
 
 def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
-    """Removes stored values for good; no writer may be at work meanwhile.
+    """Removes stored values for good.
 
     A file with such a value is written anew without it and then put in its place, so a kill leaves it as it was.
 
@@ -245,16 +249,30 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
 
     Returns:
         The number of values removed.
+
+    Raises:
+        InputError: A writer is at work: what it stores from now on would go with the file that it writes.
     """
     removed = 0
-    for path in sorted(Path(directory).glob("*.log")):
-        data = path.read_bytes()
-        starts = [(offset, end) for _, offset, end in _scan(path, 0)]
-        kept = [data[start:end] for start, end in starts
-                if not unwanted(orjson.loads(data[start + _FRAME.size + _KEY_BYTES : end]))]
-        if len(kept) == len(starts):
-            continue
-        removed += len(starts) - len(kept)
+    with contextlib.ExitStack() as stack:
+        for path in (paths := sorted(Path(directory).glob("*.log"))):
+            held = stack.enter_context(open(path, "rb"))
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(directory, f"another run writes answers here ({path.name})",
+                                 "Wait until it has ended, and run again") from error
+        for path in paths:
+            removed += _without(path, unwanted)
+    return removed
+
+
+def _without(path: Path, unwanted: Callable[[Any], bool]) -> int:
+    data = path.read_bytes()
+    starts = [(offset, end) for _, offset, end in _scan(path, 0)]
+    kept = [data[start:end] for start, end in starts
+            if not unwanted(orjson.loads(data[start + _FRAME.size + _KEY_BYTES : end]))]
+    if len(kept) < len(starts):
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             file.write(b"".join(kept))
@@ -262,7 +280,7 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
             os.fsync(file.fileno())
         path.with_suffix(".idx").unlink(missing_ok=True)
         temporary.replace(path)
-    return removed
+    return len(starts) - len(kept)
 
 
 def _short(key: bytes) -> int:

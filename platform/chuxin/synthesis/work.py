@@ -36,7 +36,7 @@ class Crew(NamedTuple):
     ledger: Any
     """The Ray actor that counts what is bought, or None without a budget."""
     model: str
-    """Identity of the model, part of every answer's key."""
+    """NAME@DIGEST: a checkpoint is called by its name, and its answers are found by its content's digest."""
     answers: str
     """The answer store's directory."""
     execution: LLMExecution
@@ -60,7 +60,7 @@ class Crew(NamedTuple):
                 by a refusal. Rows in work are finished first, and every answer bought is stored.
         """
         with AnswerStore(self.answers) as store:
-            asking = Asking(self.client, store, self.model, self.execution.max_crashes)
+            asking = Asking(self.client, store, self.model.rpartition("@")[2], self.execution.max_crashes)
             results = asyncio.run(self._all(rows, work, failed, asking))
             asking.settle()
             asking.counts["answers_torn"] = len(store.torn)

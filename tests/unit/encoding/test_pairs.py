@@ -81,6 +81,13 @@ def test_out_of_memory_halves_the_batch_and_changes_no_score(reranker: str, on_c
         scorer.score(QUERIES, PASSAGES, INDEX)
 
 
+def test_a_score_that_is_no_number_is_said(reranker: str) -> None:
+    scorer = PairScorer(reranker, 24, 40, 1000)
+    scorer.model = SimpleNamespace(score=lambda packed: torch.full((len(packed.lengths),), float("nan")))
+    with pytest.raises(InputError, match="scores are no numbers.*float32"):
+        scorer.score(QUERIES, PASSAGES, INDEX)
+
+
 def test_each_text_is_tokenised_once(reranker: str) -> None:
     scorer = PairScorer(reranker, 24, 40, 1000)
     seen: list[str] = []

@@ -1,6 +1,7 @@
 """The stages mine, rerank and select from Parquet to closed artifacts, against brute force over all passages."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,11 @@ def test_inputs_that_cannot_be_mined_are_refused(world: Path, tmp_path: Path, ti
     twice = dataclasses.replace(twice, groups=(twice.groups[0], twice.groups[0]))
     with pytest.raises(InputError, match="query_id 0: two groups have this id"):
         run(tmp_path, "twice", pipeline.mine, twice)
+    for name in ("a", "b"):
+        shutil.copy(min(world.glob("passages-*.parquet")), tmp_path / f"passages-{name}.parquet")
+    with pytest.raises(InputError, match=r"passages: passage \d+ is given twice"):
+        run(tmp_path, "repeated", pipeline.mine, dataclasses.replace(twice, groups=twice.groups[:1],
+                                                                     passages=f"{tmp_path}/passages-*.parquet"))
     rows = pq.read_table(world / "labelled.parquet").to_pylist()
     rows[3]["positives"] = []
     pq.write_table(pa.Table.from_pylist(rows, GROUPS), tmp_path / "labelled.parquet")

@@ -265,6 +265,23 @@ def test_a_request_that_raises_fails_alone_where_the_engine_answers_others(
     assert type(told) is CallRaised
 
 
+def test_refusals_in_a_row_are_the_rows_own_while_the_engine_answers_what_it_did(tmp_path: Path) -> None:
+    many = [*map(call, map(str, range(64)))]
+    client = ScriptedLLM(lambda given: good(given) if document(given) == "0" else CallFailed("too long"))
+    told, counts = ask(client, tmp_path, *many)
+    assert [type(one) for one in told] == [Answer, *[CallFailed] * 63] and counts["calls_witness"] == 63 // 16
+    # A spent account refuses that too: all stop, and a rerun asks again.
+    answered = [True] * 2
+    client = ScriptedLLM(lambda given: good(given) if answered and answered.pop() else CallFailed("no credit"))
+    told, _ = ask(client, tmp_path / "spent", *many)
+    assert isinstance(told[-1], InputError) and client.sent["query"] == 2 + 16 + 1
+    assert "refused 16 requests in a row, and what it answered before too (no credit)" in str(told[-1])
+    told, counts = ask(ScriptedLLM(), tmp_path / "spent", *many)
+    assert counts["calls_stored"] == 2 and counts["calls_bought"] == 62
+    told, _ = ask(ScriptedLLM(lambda given: CallFailed("no template")), tmp_path / "none", *many)
+    assert "refused 16 requests in a row, and answered none (no template)" in str(told[-1])
+
+
 def test_a_probe_that_only_waited_blames_nobody(tmp_path: Path) -> None:
     deaths, waits = [EngineDied("x")] * 2, [True] * 5
 

@@ -89,6 +89,12 @@ def test_a_server_that_is_slow_refuses_nothing(server: Server) -> None:
         ask(server, WRITING, timeout=0.05)
 
 
+def test_log_probabilities_that_are_no_numbers_are_no_verdict(server: Server) -> None:
+    server.alternatives = {"是": float("nan"), "否": -1.0}
+    with pytest.raises(CallRaised, match="log-probabilities that are no numbers"):
+        ask(server, VERDICT)
+
+
 def test_a_probe_leaves_other_requests_their_connection(server: Server) -> None:
     async def run() -> None:
         client = EndpointClient(f"http://127.0.0.1:{server.server_port}/v1", "qwen", 10)
@@ -121,7 +127,7 @@ def test_a_server_that_gives_no_log_probabilities_is_said(server: Server, tmp_pa
     crew = Crew(client, None, "m", str(tmp_path), LLMExecution(concurrency=2))
 
     async def work(query: str, ask) -> float:
-        return (await yes("standalone", ask, query=query))[0]
+        return (await yes("standalone", ask, "", 0, query=query))[0]
 
     with pytest.raises(InputError, match=f"{server.url}: .* gives no log-probabilities.*logprobs"):
         crew.run(["甲", "乙", "丙"], work, lambda *_: 0.0)

@@ -22,6 +22,7 @@ from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered
 from chuxin.synthesis.config import GateConfig, JudgeConfig, LLMConfig, LLMExecution, RelabelConfig, SynthesizeConfig
 from chuxin.synthesis.cut import Cutter
 from chuxin.synthesis.render import CRITERIA
+from chuxin.synthesis.store import remove
 
 from ..here import HereDraft
 
@@ -207,6 +208,40 @@ def test_the_gate_spares_the_llm_what_is_not_worth_it(folder: Path, model: str, 
     assert set(written["passage_id"].to_pylist()) == {i for i, s in status.items() if s == KEEP}
 
 
+def test_a_rerun_scores_by_the_gate_that_was_fitted(
+    folder: Path, model: str, client: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.reply = lambda call: 0.9 if "手机" in document(call) else 0.1
+    config = GateConfig("curate", LLMConfig(model), seed=1, labels=24)
+    gate = stage(folder, "gate", pipeline.gate, config, "curate")
+    rows = gate.read("gate")
+    (folder / "gate-0" / "manifest.json").unlink()
+    next((folder / "gate-0" / "partitions").glob("score-*")).unlink()  # killed there
+    monkeypatch.setattr(pipeline.gates, "fit", None)
+    again = stage(folder, "gate", pipeline.gate, config, "curate")
+    assert again.read("gate").equals(rows) and again.manifest["facts"] == gate.manifest["facts"]
+
+
+def test_what_was_asked_about_a_passage_can_be_forgotten(folder: Path, model: str, client: ScriptedLLM) -> None:
+    """Its verdicts too, by whichever stage."""
+    config = GateConfig("curate", LLMConfig(model), seed=1, labels=ROWS)
+    rerank_and_mine(folder, [[candidate(3, 0.5), candidate(4, 0.5)]])
+
+    def everything() -> None:
+        for name in ("gate", "synthesize", "judge", "relabel"):
+            shutil.rmtree(folder / f"{name}-0", ignore_errors=True)
+        stage(folder, "gate", pipeline.gate, config, "curate")
+        synthesize(folder, model)
+        judge(folder, model)
+        relabel(folder, model)
+
+    everything()
+    assert remove(str(folder / "answers"), lambda value: value[-1] == 3) == 1 + 1 + 3 * len(CRITERIA) + 1
+    client.sent.clear()
+    everything()
+    assert client.sent == {"gate": 1, "rich": 1, **dict.fromkeys(CRITERIA, 3), "answered": 3 + 1}
+
+
 def candidate(number: int, rerank: float | None) -> dict:
     return {"passage_id": number, "text_hash": text_hash(text(number)), "given": number == 1, "rerank": rerank,
             "dense": 0.5, "dense_rank": number}  # fmt: skip
@@ -254,6 +289,13 @@ def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: S
     table = relabel(folder, model, top_k=2).read("candidates")
     labels = [[c["relabel"] for c in r["candidates"]] for r in table.to_pylist()]
     assert labels == [[None, None, None, "yes", None]] * 3 + [[None]]
+
+
+def test_an_llm_that_gives_no_verdict_at_all_is_said(folder: Path, model: str, client: ScriptedLLM) -> None:
+    rerank_and_mine(folder, [[candidate(2, 0.4), candidate(3, 0.6)]])
+    client.reply = lambda call: CallFailed("its first token is another")
+    with pytest.raises(InputError, match="no verdict on any of 2 pairs"):
+        relabel(folder, model)
 
 
 def test_candidates_texts_are_cut_their_own_too(folder: Path, model: str, client: ScriptedLLM) -> None:

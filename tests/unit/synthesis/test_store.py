@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chuxin.errors import InputError
-from chuxin.synthesis.store import AnswerStore
+from chuxin.synthesis.store import AnswerStore, remove
 
 SOURCE_ROOT = str(Path(__file__).resolve().parents[3] / "platform")
 
@@ -119,6 +119,18 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     with AnswerStore(str(tmp_path)) as store:
         assert all(store.get(key(n))["n"] == n for n in said)
         assert len(said) <= len(store) <= len(said) + 1
+
+
+def test_nothing_is_removed_while_a_run_writes(tmp_path: Path) -> None:
+    """It would go on writing to a file that has no name any more."""
+    with AnswerStore(str(tmp_path)) as store:
+        store.put(b"k" * 16, ["a"])
+        with pytest.raises(InputError, match="another run writes answers here"):
+            remove(str(tmp_path), lambda value: True)
+        store.put(b"l" * 16, ["b"])
+    assert remove(str(tmp_path), lambda value: value == ["a"]) == 1
+    with AnswerStore(str(tmp_path)) as store:
+        assert (store.get(b"k" * 16), store.get(b"l" * 16)) == (None, ["b"])
 
 
 def test_a_full_disk_says_so_and_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
