@@ -83,7 +83,7 @@ def test_fp32_is_the_padded_model_s(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])
-@pytest.mark.parametrize("lengths", [LENGTHS, (MAX, 100)])
+@pytest.mark.parametrize("lengths", [LENGTHS, (MAX, 100), (512, 512, 512)])
 def test_bf16_autocast_is_within_the_bounds(kind: str, lengths: tuple[int, ...]) -> None:
     model = backbone(kind)
     exact_TH = padded(model, texts(lengths))

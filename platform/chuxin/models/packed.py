@@ -180,8 +180,17 @@ def _layer(
     attention = layer.attention
     projections = (attention.self.query, attention.self.key, attention.self.value)
     heads = attention.self.num_attention_heads
-    query, key, value = (linear(states_TH).unflatten(-1, (heads, -1)) for linear in projections)
+    read_TH = _in_autocast_dtype(states_TH)
+    query, key, value = (linear(read_TH).unflatten(-1, (heads, -1)) for linear in projections)
     return _finish(layer, attend(query, key, value, packed), states_TH, dropout, index)
+
+
+def _in_autocast_dtype(states_TH: torch.Tensor) -> torch.Tensor:
+    """The states as autocast would give them to each of three layers: made once, they are kept once for the backward
+    pass. At BGE-M3's size and 33,000 tokens that is 3 of 36 GiB (H100).
+    """
+    kind = states_TH.device.type
+    return states_TH.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states_TH
 
 
 def _finish(
@@ -202,11 +211,13 @@ def attend(query_TAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tens
 
     On CUDA in fp16 and bf16 one FlashAttention kernel takes all texts. It takes no other dtype and no CPU: there
     neighbours of equal length share a call of PyTorch's attention. fp32 on CUDA takes that way too, since only
-    checks compute so; nested tensors would save them launches, at the price of a prototype.
+    checks compute so; nested tensors would save them launches, at the price of a prototype. So do texts that are all of
+    one length: a step of four texts of 8,192 tokens took 0.41 s instead of 0.54 (H100, where cuDNN computes it).
     """
     if not packed.lengths:  # joins the three, so that each projection gets its (empty) gradient
         return (query_TAD + key_TAD + value_TAD).flatten(-2)
-    if query_TAD.is_cuda and query_TAD.dtype in (torch.float16, torch.bfloat16):
+    half = query_TAD.dtype in (torch.float16, torch.bfloat16)
+    if query_TAD.is_cuda and half and len(set(packed.lengths)) > 1:
         from torch.nn.attention.varlen import varlen_attn
 
         bounds_N1, longest = packed.bounds_N1, max(packed.lengths)
@@ -220,7 +231,7 @@ def attend(query_TAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tens
         query, key, value = (tensor.unflatten(0, (texts, length)).transpose(1, 2) for tensor in part)
         mixed_NALD = functional.scaled_dot_product_attention(query, key, value)
         mixed.append(mixed_NALD.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(mixed)
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 def attend_first(

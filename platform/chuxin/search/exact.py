@@ -16,8 +16,8 @@ QUERY_BLOCK = 256
 """Queries scored together: with blocks of 8,192 passages, the scores take 8 MiB. Only scores above a query's K-th
 best so far are ranked; ranking them all took twice the time of the products (1,000 × 48,000 × 256 on one core)."""
 DEVICE_QUERY_BLOCK = 4096
-"""The same on a GPU, where the scores take 128 MiB: what a block costs there is its launches and waits, 1.7 ms on an
-H100 for 256 queries of width 1,024, most of it whatever the number of queries."""
+"""The same on a GPU, where the scores take 128 MiB: a block's launches and waits cost the same for 256 queries. 2,048
+queries in 10^6 passages of width 1,024 took 0.91 s instead of 1.69 (H100)."""
 
 
 def top_k(
