@@ -28,7 +28,7 @@ STAGES = (
     Stage("pretrain", "pretrain", "chuxin.training.worker:pretrain", 4),
     Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 5),
     Stage("finetune", "finetune", "chuxin.training.worker:finetune", 4),
-    Stage("gate", "synthesize", "chuxin.synthesis.pipeline:gate", 2),
+    Stage("gate", "synthesize", "chuxin.synthesis.pipeline:gate", 3),
     Stage("synthesize", "synthesize", "chuxin.synthesis.pipeline:synthesize", 4),
     Stage("judge", "judge", "chuxin.synthesis.pipeline:judge", 2),
     Stage("mine", "mine", "chuxin.mining.pipeline:mine", 2),

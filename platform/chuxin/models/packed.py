@@ -217,7 +217,8 @@ def attend(query_TAD: torch.Tensor, key_TAD: torch.Tensor, value_TAD: torch.Tens
     if not packed.lengths:  # joins the three, so that each projection gets its (empty) gradient
         return (query_TAD + key_TAD + value_TAD).flatten(-2)
     half = query_TAD.dtype in (torch.float16, torch.bfloat16)
-    if query_TAD.is_cuda and half and len(set(packed.lengths)) > 1:
+    # A text alone takes the kernel too: cuDNN plans anew for every length.
+    if query_TAD.is_cuda and half and (len(packed.lengths) == 1 or len(set(packed.lengths)) > 1):
         from torch.nn.attention.varlen import varlen_attn
 
         bounds_N1, longest = packed.bounds_N1, max(packed.lengths)

@@ -15,7 +15,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, EngineDied, EngineLeft, Unanswered, key
+from chuxin.synthesis.calls import (
+    PROBE,
+    Answer,
+    Call,
+    CallFailed,
+    CallRaised,
+    EngineDied,
+    EngineLeft,
+    Unanswered,
+    key,
+)
 from chuxin.synthesis.store import AnswerStore
 
 Result = TypeVar("Result")
@@ -37,8 +47,8 @@ it has to answer a request that it answered before. A poisoned query comes in on
 _UNVOUCHED = 8
 """The same where it has answered nothing before: more than one row's calls."""
 _REFUSED = 16
-"""Refusals of an engine in a row, after which it has to answer what it answered before: a request may be too long for
-it, but sixteen in a row look like an account, a parameter or a chat template, and no row's fault."""
+"""Refusals of an engine in a row, after which it has to answer what it answered before, or else a short call: a request
+may be too long for it, but sixteen in a row look like an account or a chat template, and no row's fault."""
 _MOST_QUARANTINED = 50
 """Quarantines after which a partition stops: so many requests that bring an engine down are no accident of theirs."""
 _WAITS = 8
@@ -63,11 +73,11 @@ class Client(Protocol):
 
 
 async def together(tasks: Iterable[Awaitable[Result]]) -> list[Result]:
-    """Returns the tasks' results once all have ended; then raises the first one's exception, if any raised."""
+    """Returns the results once all have ended; if any raised, raises an InputError, or else the first exception."""
     results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise next((error for error in errors if isinstance(error, InputError)), errors[0])
     return results  # type: ignore[return-value]
 
 
@@ -155,12 +165,13 @@ class Asking:
             )  # fmt: skip
             self._require_sound()
 
-    async def _vouched(self, place: int, refusal: bool = True) -> bool:
+    async def _vouched(self, place: int, other: Call | None = None) -> bool:
         """True if an engine still answers a request that it answered before; bought again, and not kept.
 
-        `refusal` counts as an answer, where it is asked whether the engine lives.
+        Where it is asked whether the engine lives, a refusal is an answer. Where it is asked what it refuses, there is
+        an `other` call, in place of one that it answered before, and a refusal is none.
         """
-        witness = self._witnesses.get(place)
+        witness = self._witnesses.get(place, other)
         if witness is None:
             return False
         async with self._lone:
@@ -171,7 +182,7 @@ class Asking:
                     self._bought(await self._answered(witness, 1))
                     return True
                 except CallFailed:  # its own fault now, as where max_model_len was lowered
-                    return refusal
+                    return other is None
                 except EngineLeft:
                     continue
                 except (EngineDied, Unanswered):
@@ -191,10 +202,10 @@ class Asking:
                 answer = await self._suspected(call)
         except CallFailed as error:
             self._refused[place] += 1
-            if self._refused[place] >= _REFUSED:
-                if not await self._vouched(place, refusal=False):
-                    before = "and what it answered before too" if place in self._witnesses else "and answered none"
-                    self._broken = InputError("the LLM", f"it refused {_REFUSED} requests in a row, {before} "
+            if self._refused[place] == _REFUSED:
+                if not await self._vouched(place, PROBE):
+                    before = "what it answered before too" if place in self._witnesses else "a short one of our own too"
+                    self._broken = InputError("the LLM", f"it refused {_REFUSED} requests in a row, and {before} "
                                               f"({error})"[:400], "Repair it and run again: what was bought is stored, "
                                               "and no row of this partition was blamed")  # fmt: skip
                     self._require_sound()

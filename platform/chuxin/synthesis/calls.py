@@ -55,6 +55,11 @@ class Call(NamedTuple):
     """Id of the passage that the answer is about, so that it can be forgotten; no part of the key."""
 
 
+PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
+"""A short request of our own, that any LLM answers."""
+_LEAST = -1e4
+
+
 class Answer(NamedTuple):
     """What came back. `finish` is "stop", or "length" where it was cut; `logprobs` are the choices'."""
 
@@ -72,6 +77,11 @@ class Answer(NamedTuple):
         if YES not in found or NO not in found:
             raise CallFailed(f"the answer {self.text!r} came without log-probabilities of {YES} and {NO}")
         return 1 / (1 + math.exp(min(found[NO] - found[YES], 700.0)))
+
+
+def floored(logprob: float) -> float:
+    """A log-probability; that of what cannot be, −inf, as the number −10,000."""
+    return _LEAST if logprob == -math.inf else logprob
 
 
 def key(model: str, call: Call) -> bytes:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from chuxin.errors import InputError
-from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, Unanswered
+from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, Unanswered, floored
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _ALTERNATIVES = 20  # the most that the standard allows
@@ -155,8 +155,8 @@ def _choices(choice: Any, wanted: tuple[str, ...]) -> dict[str, float]:
     for entry in (first, *first.top_logprobs):
         name = entry.token.strip()
         if name in wanted:
-            found[name] = max(found.get(name, -math.inf), entry.logprob)
+            found[name] = max(found.get(name, -math.inf), floored(entry.logprob))
     if found:
-        least = min(entry.logprob for entry in (first, *first.top_logprobs))
+        least = floored(min(entry.logprob for entry in (first, *first.top_logprobs)))
         found = {name: found.get(name, least) for name in wanted}
     return found

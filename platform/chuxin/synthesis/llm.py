@@ -27,7 +27,17 @@ from ray.exceptions import RayActorError, RayError
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
 from chuxin.synthesis.asking import Client
-from chuxin.synthesis.calls import Answer, Call, CallFailed, CallRaised, EngineDied, EngineLeft, Unanswered
+from chuxin.synthesis.calls import (
+    PROBE,
+    Answer,
+    Call,
+    CallFailed,
+    CallRaised,
+    EngineDied,
+    EngineLeft,
+    Unanswered,
+    floored,
+)
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.turns import Turns
@@ -41,7 +51,6 @@ _START_TRIES = 3
 """Times that starting again may take an actor's process down too."""
 _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
-_PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
 _SILENT_SECONDS = 30.0
 _kept: dict[tuple[Any, ...], list[Any]] = {}
 """Engines of a stage of this driver that the next one takes over, by what they are: their start takes longer than
@@ -219,8 +228,7 @@ class Engine:
 
     def _scores(self, output: Any, call: Call) -> dict[str, float]:
         first = output.logprobs[0]
-        found = {c: float(first[self._id(c)].logprob) for c in call.choices if self._id(c) in first}
-        return {c: -1e4 if value == -math.inf else value for c, value in found.items()}
+        return {c: floored(float(first[self._id(c)].logprob)) for c in call.choices if self._id(c) in first}
 
 
 class PoolClient:
@@ -241,7 +249,7 @@ class PoolClient:
 
     async def probe(self, call: Call) -> None:
         """Sends a short call to the engine that a call goes to, alone."""
-        await self._send(self.place(call), _PROBE, 1)
+        await self._send(self.place(call), PROBE, 1)
 
     def place(self, call: Call) -> int:
         """Returns the number of the engine that a call goes to: that of its prefix."""

@@ -54,6 +54,8 @@ _SUMMARY = "summary"
 """The last partition in key order: its facts become the artifact's."""
 _PASSAGE_COLUMNS = ("passage_id", "document_id", "source", "text", "text_hash", "status")
 _SAMPLES = 12
+_SILENT = 16
+"""Pairs without a verdict, fenced ones among them, that are no accident if there is no pair with one."""
 
 
 def gate(ctx: Context, config: GateConfig) -> None:
@@ -86,7 +88,8 @@ def _fit(config: GateConfig, key: str, files: Sequence[str], attempt: Attempt) -
     labels = pa.concat_tables(Slice(file).read() for file in files)
     labels = labels.filter(pc.is_valid(labels["score"]))
     if not len(labels):
-        raise InputError(key, "the LLM gave no verdict on any passage", "Check `passages` and the LLM")
+        raise InputError(key, "the LLM gave no verdict on any passage",
+                         "Check `passages` and the LLM, remove the folder of this stage and run again")
     fitted = gates.fit(labels["text"].to_pylist(), labels["score"].to_numpy(), config.seed, config.validation_share,
                        config.keep_recall)  # fmt: skip
     gates.save(fitted, attempt.path("gate.npz"))
@@ -145,7 +148,8 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
         raise InputError(ctx.name, "no passage is left to ask about", "Lower the filters of curate or of the gate")
     if not kept:
         raise InputError(ctx.name, f"none of {asked} passages gave a query ({_most(done)})",
-                         "Read `rejected` and `error` of the table `synthetic` in its parts, and check the LLM")
+                         "Read `rejected` and `error` of the table `synthetic` in its parts, check the LLM, remove "
+                         f"{ctx.draft.uri} and run again")
     facts = {"model": model, "prompt_hash": config.package_files(), "samples": _samples(ctx, done)}
     _summary(ctx, config.execution, facts, list(work))
     ctx.log(f"queries for {kept:,} of {asked:,} passages")
@@ -266,9 +270,9 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
         raise InputError(f"{ctx.name}: {config.candidates}", "no candidate has a score of a reranker",
                          "Name the rerank stage in `candidates`")
     said = {f"relabelled_{word}": counts[f"relabel_{word}"] for word in ("yes", "no", "refused")}
-    if said["relabelled_refused"] and said["relabelled_refused"] == sum(said.values()):
-        raise InputError(ctx.name, f"the LLM gave no verdict on any of {said['relabelled_refused']} pairs",
-                         "Check that it answers in one token, 是 or 否, or leave relabel out")
+    if said["relabelled_refused"] == sum(said.values()) >= _SILENT:
+        remedy = f"Check that it answers 是 or 否, remove {ctx.draft.uri} and run again; or leave relabel out"
+        raise InputError(ctx.name, f"the LLM gave no verdict on any of {said['relabelled_refused']} pairs", remedy)
     _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files(), **said}, list(work))
     ctx.log(f"{sum(said.values()):,} pairs asked about, {said['relabelled_yes']:,} answered with yes")
 

@@ -7,13 +7,13 @@ A record is a frame: length (uint32), XXH3-64 of the payload (uint64), payload =
 once `put` returns, as far as killed processes go, and after `sync` against a power failure too. A tail that a kill
 tore is skipped and told of; it was never acknowledged. Records are never moved or rewritten, so writers in any number
 of processes need no lock. In memory a record costs 16 bytes: 63 bits of its key, and file number and offset in one
-int64; the whole key is compared when it is read. A writer holds a shared lock on its file: answers are removed only
-where no writer is. Leaves out: what an answer holds (calls.py).
+int64; the whole key is compared when it is read. Writers share a lock on the directory's file `lock`, so that answers
+are removed only where none writes. Leaves out: what an answer holds (calls.py).
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -38,6 +38,7 @@ _MERGE_AT = 65_536
 _SYNC_EVERY = 64
 _SYNC_SECONDS = 1.0
 _OPEN_FILES = 64
+_LOCK = "lock"
 
 
 class Torn(NamedTuple):
@@ -67,7 +68,7 @@ class AnswerStore:
         self._keys, self._places = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._new: dict[int, list[int]] = {}
         self._handles: OrderedDict[int, int] = OrderedDict()
-        self._writer = -1
+        self._writer = self._lock = -1
         self._end = self._unsynced = 0
         self._synced = self._refreshed = 0.0
         try:
@@ -126,6 +127,9 @@ class AnswerStore:
             os.close(self._writer)
             self._writer = -1
             self._seal(self._writer_number)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
@@ -138,8 +142,9 @@ class AnswerStore:
 
     def _open_writer(self) -> None:
         name = f"{int(time.time())}-{os.getpid()}-{uuid.uuid4().hex[:8]}.log"
+        if self._lock < 0:
+            self._lock = _locked(self.directory, fcntl.LOCK_SH)
         self._writer = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(self._writer, fcntl.LOCK_SH)  # a process that dies lets go of it
         self._writer_number, self._end, self._synced = self._number(name), 0, time.monotonic()
         directory = os.open(self.directory, os.O_RDONLY)
         os.fsync(directory)  # the file's name too
@@ -251,20 +256,35 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
         The number of values removed.
 
     Raises:
-        InputError: A writer is at work: what it stores from now on would go with the file that it writes.
+        InputError: A run writes: what it stores from now on would go with the file that it writes to.
     """
-    removed = 0
-    with contextlib.ExitStack() as stack:
-        for path in (paths := sorted(Path(directory).glob("*.log"))):
-            held = stack.enter_context(open(path, "rb"))
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(directory, f"another run writes answers here ({path.name})",
-                                 "Wait until it has ended, and run again") from error
-        for path in paths:
-            removed += _without(path, unwanted)
-    return removed
+    if not os.path.isdir(directory):
+        return 0
+    lock = _locked(Path(directory), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        return sum(_without(path, unwanted) for path in sorted(Path(directory).glob("*.log")))
+    finally:
+        os.close(lock)
+
+
+def _locked(directory: Path, how: int) -> int:
+    """Returns the descriptor of the directory's lock; a process that dies lets go of it.
+
+    Opened for both, which a shared and an exclusive lock need on NFS. A file system without locks has none: there a
+    removal cannot tell whether a run writes.
+    """
+    lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise InputError(str(directory), "a run writes answers here",
+                         "Wait until it has ended, and run again") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            os.close(lock)
+            raise
+    return lock
 
 
 def _without(path: Path, unwanted: Callable[[Any], bool]) -> int:

@@ -9,7 +9,7 @@ from scripted import ScriptedLLM, document, good
 import chuxin.synthesis.asking as asking_module
 import chuxin.synthesis.llm as llm_module
 from chuxin.errors import InputError
-from chuxin.synthesis.asking import Asking
+from chuxin.synthesis.asking import Asking, together
 from chuxin.synthesis.calls import (
     Answer,
     CallFailed,
@@ -279,7 +279,19 @@ def test_refusals_in_a_row_are_the_rows_own_while_the_engine_answers_what_it_did
     told, counts = ask(ScriptedLLM(), tmp_path / "spent", *many)
     assert counts["calls_stored"] == 2 and counts["calls_bought"] == 62
     told, _ = ask(ScriptedLLM(lambda given: CallFailed("no template")), tmp_path / "none", *many)
-    assert "refused 16 requests in a row, and answered none (no template)" in str(told[-1])
+    assert "refused 16 requests in a row, and a short one of our own too (no template)" in str(told[-1])
+    # One that has answered nothing yet is asked a short call.
+    client = ScriptedLLM(lambda given: "好" if given.prompt == "probe" else CallFailed("too long"))
+    told, _ = ask(client, tmp_path / "short", *many)
+    assert {type(one) for one in told} == {CallFailed} and client.sent["probe"] == 64 // 16
+
+
+def test_that_nothing_can_be_sent_outranks_a_row_s_own_failure() -> None:
+    async def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(InputError, match="the LLM: it refused"):
+        asyncio.run(together([fail(CallFailed("x")), fail(InputError("the LLM", "it refused", "Repair it"))]))
 
 
 def test_a_probe_that_only_waited_blames_nobody(tmp_path: Path) -> None:

@@ -292,10 +292,14 @@ def test_uncertain_candidates_are_relabelled(folder: Path, model: str, client: S
 
 
 def test_an_llm_that_gives_no_verdict_at_all_is_said(folder: Path, model: str, client: ScriptedLLM) -> None:
-    rerank_and_mine(folder, [[candidate(2, 0.4), candidate(3, 0.6)]])
-    client.reply = lambda call: CallFailed("its first token is another")
-    with pytest.raises(InputError, match="no verdict on any of 2 pairs"):
+    rerank_and_mine(folder, [[candidate(2, 0.4), candidate(3, 0.6)]] * 8)
+    client.reply = lambda call: "我想"  # without log-probabilities of the two
+    with pytest.raises(InputError, match="no verdict on any of 16 pairs.*remove .*relabel-0 and run again"):
         relabel(folder, model)
+    for name in ("rerank-0", "mine-0", "relabel-0"):
+        shutil.rmtree(folder / name)
+    rerank_and_mine(folder, [[candidate(2, 0.4)]])  # one alone may be the row's own
+    assert relabel(folder, model).manifest["facts"]["relabelled_refused"] == 1
 
 
 def test_candidates_texts_are_cut_their_own_too(folder: Path, model: str, client: ScriptedLLM) -> None:
