@@ -83,7 +83,7 @@ def drive(inputs: str, workspace: str, runs: Runs) -> None:
         nodes = two_nodes()
         ray.init(address=nodes[0].address, **options)
     else:
-        ray.init(num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, **options)
+        ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=100 * 2**20, **options)
     for name, changes, loses in runs:
         print(f"{name}: begins", flush=True)
         if loses:  # inputs are known by their content, so that a copy of the plan makes no other run
