@@ -1,7 +1,7 @@
 """What cleaning is worth: the same start refined for the same number of steps on differently made groups.
 
     WORKSPACE=folder python tests/benchmarks/run.py cleaning_pays --rounds 5         (--rounds: the number of seeds)
-    WORKSPACE=folder REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
+    REAL_WORKSPACE=folder DATA=folder python tests/benchmarks/run.py cleaning_pays --rounds 5
 
 The sample world: `WORKSPACE` is a finished `make demo`. Six arms: `none`, the curated groups; `uncleaned`, these and
 every query that the LLM wrote, rejected ones too, with its passage, each with as many negatives as the recipe's,
@@ -11,8 +11,8 @@ relabel), their negatives of the ten that the reranker scores. `uncleaned_hardes
 same candidates, those of the highest score (dense; the reranker's). `uncleaned_far` draws from the published ranks
 (20 to 200, here 100: no more are kept), where few are false.
 
-The real world, where `DATA` is given: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of that
-folder, finished as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,
+The real world: labelled pairs, nothing written. `REAL_WORKSPACE` is a `make demo-real` of the folder `DATA`, finished
+as far as finetune. `none`: the pairs alone; `uncleaned`: with mined negatives; `cleaned`: likewise,
 without those that a cross-encoder finds too good, and without positives that it finds bad. No cross-encoder for such
 text is at hand, so one is trained first, from the same start, on other pairs with mined negatives of far ranks. Its
 scores have no zero of their own: the bound of both is a quantile of the labelled positives' scores.
@@ -22,8 +22,8 @@ Each arm is packed and refined once a seed (which draws rows, batches and negati
 where false ones tell; `difference` (and `by_recipe`, of the arms drawn as the recipe draws) has the 95 % interval over
 resampled queries, each resample's differences averaged over resampled seeds too. Equal means: every training of a world
 began with the same weights and took the same steps (one that cannot raises), on as many rows as the others to within
-10 %: a plan's batches are full but for the last. Each world has its date and its seeds; without `DATA` the last
-record's real world is kept.
+10 %: a plan's batches are full but for the last. Each world has its date and its seeds; of a world whose folders are
+not given the last record is kept.
 """
 
 from __future__ import annotations
@@ -372,33 +372,36 @@ def difference(values_SQ: np.ndarray) -> dict[str, float | bool]:
     return {**found._asdict(), "significant": is_significant(found, values_SQ.shape[1])}
 
 
+WORLDS = {"sample": (sample_world, "WORKSPACE"), "real": (real_world, "REAL_WORKSPACE", "DATA")}
+"""How a world is made, and the environment's variables that name its folders."""
+
+
 def measure(rounds: int) -> dict[str, Any]:
-    """Compares the arms of the sample world, and of the real one if its folders are given, with so many seeds."""
+    """Compares the arms of the worlds whose folders are given, with so many seeds."""
     import torch
 
     from chuxin.errors import InputError
 
-    if "WORKSPACE" not in os.environ:
+    given = {name: [os.environ[key] for key in keys]
+             for name, (_, *keys) in WORLDS.items() if os.environ.keys() >= {*keys}}  # fmt: skip
+    # Hours of two cores: a world that is not measured now stays as it was.
+    worlds = json.loads(RECORD.read_text(encoding="utf-8"))["worlds"] if RECORD.exists() else {}
+    if not given or "sample" not in given.keys() | worlds.keys():
         raise InputError("WORKSPACE", "it is not set", "Set it to the folder of a finished `make demo`")
     torch.set_num_threads(SETTINGS["threads"])
-    worlds, seconds = {}, {}
     with tempfile.TemporaryDirectory(prefix="bench-cleaning-") as folder:
-        for name in ("sample", "real") if "DATA" in os.environ else ("sample",):
+        for name, folders in given.items():
             started = time.perf_counter()
             os.mkdir(target := f"{folder}/{name}")
-            given = [os.environ[key] for key in {"sample": ["WORKSPACE"], "real": ["REAL_WORKSPACE", "DATA"]}[name]]
-            world = {"sample": sample_world, "real": real_world}[name](*given, target)
-            worlds[name] = {**compared(world, rounds, target), "date": datetime.date.today().isoformat()}
-            seconds[name] = round(time.perf_counter() - started)
-    if RECORD.exists() and "real" not in worlds:  # hours of two cores: the world that was not measured now stays
-        kept = json.loads(RECORD.read_text(encoding="utf-8"))["worlds"].get("real")
-        worlds |= {"real": kept} if kept else {}
+            found = compared(WORLDS[name][0](*folders, target), rounds, target)
+            worlds[name] = {**found, "date": datetime.date.today().isoformat(),
+                            "seconds": round(time.perf_counter() - started)}  # fmt: skip
     sample = worlds["sample"]
     ours, theirs = (sample["ndcg_at_10"][arm]["all"] for arm in ("cleaned_hardest", "uncleaned_hardest"))
     return {
         "ratio": ours / theirs, "ours": ours, "theirs": theirs, "unit": "nDCG@10 of the sample's benchmarks",
         "difference": sample["cleaned_hardest_minus"]["uncleaned_hardest"]["all"],
         "by_recipe": sample["cleaned_minus"]["uncleaned"]["all"],
-        "equal": all(world["equal"] for world in worlds.values()), "rounds": rounds, "settings": SETTINGS,
-        "seconds": seconds, "worlds": worlds,
+        "equal": all(world["equal"] for world in worlds.values()), "rounds": len(sample["by_seed"]["cleaned"]),
+        "settings": SETTINGS, "worlds": worlds,
     }  # fmt: skip

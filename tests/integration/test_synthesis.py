@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "synthesis"))
+import four_bits  # noqa: E402  (beside this file)
 import random_llm  # noqa: E402  (beside the unit tests)
 import served  # noqa: E402
 from driver import kill_when  # noqa: E402  (beside this file)
@@ -32,6 +35,7 @@ from chuxin.artifacts import Artifact, Draft
 from chuxin.config import load
 from chuxin.errors import InputError
 from chuxin.ids import text_hash
+from chuxin.models.location import local_directory
 from chuxin.recipe import STAGES, RecipeConfig
 from chuxin.runner import Context
 from chuxin.schema import KEEP, PASSAGES
@@ -265,6 +269,32 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
     with pytest.raises(InputError, match="room"):
         LLMPool(model, llm(model), LLMExecution(engines=3))
     assert not llm_module._kept
+
+
+@pytest.mark.parametrize("layout", ["gptq", "awq"])
+def test_checkpoints_of_four_bits_are_served(layout: str, tmp_path: Path) -> None:
+    """The sample LLM's verdicts, as transformers computes them from the same weights multiplied out in fp32."""
+    source = local_directory("package:sample/models/llm")
+    four_bits.save(source, tmp_path / layout, layout)
+    four_bits.save(source, tmp_path / "float", None)
+    queries = ("汝川云帆中学2021年在校学生有多少", "云帆中学食堂几点开门", "汝川市云帆中学教职工人数")
+    passage = "汝川市云帆中学位于城东，2021年在校学生1860人，教职工142人。"
+    calls = [verdict(name, passage if name == "answered" else "", query=query)
+             for name in ("answered", "standalone") for query in (*queries, "它的学生有多少")]  # fmt: skip
+    config = LLMConfig(model=str(tmp_path / layout), max_model_len=512)
+    with LLMPool(config.model, config, LLMExecution()) as pool:
+        answers = asyncio.run(all_of(pool.client, calls))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "float")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "float", dtype=torch.float32)
+    yes, no = (tokenizer.convert_tokens_to_ids(tokenizer.tokenize(word))[0] for word in (YES, NO))
+    differences = []
+    for call in calls:
+        tokens = tokenizer.apply_chat_template(call.messages, add_generation_prompt=True, return_tensors="pt")
+        logits = model(tokens["input_ids"]).logits[0, -1].detach()
+        differences.append(float(logits[yes] - logits[no]))
+    found = [answer.logprobs[YES] - answer.logprobs[NO] for answer in answers]
+    assert max(differences) - min(differences) > 8  # and bf16 makes 0.08 at most
+    assert found == pytest.approx(differences, abs=0.5)
 
 
 def test_engines_without_room_are_refused(model: str) -> None:
