@@ -14,9 +14,11 @@ import functools
 import importlib.util
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -139,12 +141,15 @@ class Engine:
             logprobs_mode="processed_logprobs",
             structured_outputs_config={"backend": "xgrammar"}, **options,
         )  # fmt: skip
+        log = os.path.realpath("/proc/self/fd/1")  # Ray's file for this process, and vLLM's processes write there too
+        begun = os.path.getsize(log) if os.path.isfile(log) else 0
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError) as error:
-            line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            line = _cause(log, begun) or " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise InputError(self._directory, f"vLLM cannot serve this checkpoint ({line[:300]})",
-                             "Check the model, its dtype and quantization, and the memory of execution") from error
+                             "Check the model, its dtype and quantization, and the memory of execution; see the rest "
+                             f"in {log}") from error
         found = self._engine.get_tokenizer()
         self._tokenizer = await found if asyncio.iscoroutine(found) else found
 
@@ -300,6 +305,15 @@ def _grammar(schema: bytes) -> str:
 
     separators = (", ", ": ")
     return str(xgrammar.Grammar.from_json_schema(schema.decode(), any_whitespace=False, separators=separators))
+
+
+def _cause(log: str, begun: int) -> str:
+    """The first exception told of after so many bytes: what vLLM raises says only that a process of its own failed."""
+    if not os.path.isfile(log):
+        return ""
+    told = Path(log).read_bytes()[begun:].decode("utf-8", "replace")
+    found = re.search(r"\] ([\w.]+(?:Error|Exception): .+)", told)
+    return found[1].strip().rstrip(".") if found else ""
 
 
 async def _ready(started: Any, timeout: float) -> None:

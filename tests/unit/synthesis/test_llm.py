@@ -1,11 +1,12 @@
 """What becomes of an engine's replies, and that a probe goes where its call went; engines are played at the rim."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, verdict
-from chuxin.synthesis.llm import PoolClient
+from chuxin.synthesis.llm import PoolClient, _cause
 
 
 class Engine:
@@ -56,3 +57,17 @@ def test_a_probe_goes_to_the_engine_of_its_call() -> None:
         assert (first, share) == (None, 1) and probe.messages != call.messages and probe.max_tokens == 1
         assert sum(len(engine.calls) for engine in engines) == 2
         engines[place].calls.clear()
+
+
+def test_the_cause_of_a_start_that_failed_is_what_was_told_of_first(tmp_path: Path) -> None:
+    old = "(Worker pid=1) ERROR 11-28 07:00:00 [executor.py:9] KeyError: an earlier start\n"
+    new = (
+        "(Worker pid=2) ERROR 11-28 07:13:35 [executor.py:9] Traceback (most recent call last):\n"
+        "(Worker pid=2) ERROR 11-28 07:13:35 [executor.py:9]     raise ValueError(reason)\n"
+        "(Worker pid=2) ERROR 11-28 07:13:35 [executor.py:9] torch.OutOfMemoryError: 40 GiB are wanted.\n"
+        "(EngineCore pid=3) ERROR 11-28 07:13:35 [core.py:15] Exception: see the root cause\n"
+    )
+    log = tmp_path / "worker.out"
+    log.write_text(old + new)
+    assert _cause(str(log), len(old)) == "torch.OutOfMemoryError: 40 GiB are wanted"
+    assert _cause(str(log), len(old + new)) == _cause("/dev/null", 0) == ""
