@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from chuxin.artifacts import Artifact, filesystem, read_json, write_json
 from chuxin.corpus.passages import FORGOTTEN
+from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.lineage import holds, rows_with
 from chuxin.synthesis.store import remove as remove_answers
@@ -47,8 +49,8 @@ class Found(NamedTuple):
     """Where the raw text stands."""
     made: list[Trace]
     """Every artifact to be made anew, inputs first."""
-    passages: set[int]
-    """Ids of all passages with its text."""
+    shown: set[int]
+    """Hashes of its text as LLMs saw it, whole or cut."""
 
 
 def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
@@ -87,7 +89,9 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
         if counts or given & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
-    return Found(hashes, list(dict.fromkeys(raw)), made, passages)
+    cut = {row.values["text_hash"] for artifact in artifacts
+           for row in rows_with(artifact, "synthetic", "passage_id", passages, ["text_hash"])}
+    return Found(hashes, list(dict.fromkeys(raw)), made, hashes | cut)
 
 
 def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
@@ -137,20 +141,13 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
         The number of stored answers that were removed.
 
     Raises:
-        InputError: The config's curate names no such file.
+        InputError: The config's curate names no such file, or it holds something else.
     """
     if forgotten is None:
         remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
         raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
-    path = os.path.expanduser(forgotten)
-    with open(path, "a+", encoding="utf-8") as file:
-        file.seek(0)
-        known = file.readlines()
-        lines = [f"{passage_id} {text_hash}\n" for text_hash in sorted(found.hashes)]
-        file.writelines(line for line in lines if line not in known)
-        file.flush()
-        os.fsync(file.fileno())
-    removed = sum(remove_answers(directory, lambda value: value[-1] in found.passages) for directory in answers)
+    _add_forgotten(os.path.realpath(os.path.expanduser(forgotten)), passage_id, found.hashes)
+    removed = sum(remove_answers(directory, lambda value: value[-1] in found.shown) for directory in answers)
     for page in pages:
         fs, place = filesystem(page)
         if fs.exists(place):
@@ -158,6 +155,21 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
     for trace in reversed(found.made):
         _delete(trace.artifact.uri)
     return removed
+
+
+def _add_forgotten(path: str, passage_id: int, hashes: set[int]) -> None:
+    """Adds lines to the file of forgotten passages, whole or not at all; a file that curate would refuse stays."""
+    lines: list[str] = []
+    if os.path.exists(path):
+        read_forgotten(path)
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines += [line for line in (f"{passage_id} {text_hash}" for text_hash in sorted(hashes)) if line not in lines]
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def finish_removals(uris: Sequence[str]) -> list[str]:

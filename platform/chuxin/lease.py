@@ -52,7 +52,8 @@ def held(artifact: str, stage: str) -> Iterator[Callable[[], float]]:
 
     def beats() -> None:
         while not ended.wait(BEAT_S):
-            beat(False)
+            with contextlib.suppress(OSError):  # a full quota, a hiccup of NFS: the next beat may come through
+                beat(False)
 
     beat(False)
     thread = threading.Thread(target=beats, name="lease", daemon=True)

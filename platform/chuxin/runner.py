@@ -157,7 +157,8 @@ def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artif
 def run_submitted(bound: Bound, recipe: Any, address: str) -> Artifact:
     """Runs one stage as a Ray job of its own on the cluster at `address`, follows its log, and opens the result.
 
-    The job reads the resolved recipe, overrides included, from the workspace, which all nodes must reach.
+    The job reads the resolved recipe, overrides included, from the workspace, which all nodes must reach. One that an
+    earlier driver submitted, and that still waits or runs, is followed instead.
 
     Raises:
         InputError: The job failed; its log holds the line.
@@ -171,10 +172,11 @@ def run_submitted(bound: Bound, recipe: Any, address: str) -> Artifact:
     fs.pipe_file(path, resolved.encode())
     client = JobSubmissionClient(address)
     command = ["python", f"jobs/{bound.stage.verb}.py", "--config", config_path, "--stage", bound.stage.name]
-    job = client.submit_job(
+    living = (job for job in client.list_jobs() if not job.status.is_terminal())
+    job = next((job.submission_id for job in living if (job.metadata or {}).get("artifact") == bound.uri), None)
+    job = job or client.submit_job(
         entrypoint=shlex.join(command), runtime_env={"working_dir": "."},
-        metadata={"stage": bound.stage.name, "recipe": recipe.name, "config": config_path,
-                  "fingerprint": bound.fingerprint},
+        metadata={"stage": bound.stage.name, "recipe": recipe.name, "config": config_path, "artifact": bound.uri},
     )
     print(f"  {address}/#/jobs/{job}", flush=True)
     shown = 0

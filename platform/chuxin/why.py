@@ -34,8 +34,8 @@ def story(artifacts: Sequence[Artifact], query_id: int) -> Iterator[str]:
         remedy = "Take a query_id from a table `groups` or `plan` of this workspace"
         raise InputError(f"query {query_id}", "no committed artifact has this group", remedy)
     yield f"query {query_id} “{found[0][1].values['query']}”"
-    origin = found[0][1].values["lineage"]
-    if origin["passage_id"] is not None:
+    origin = found[0][1].values["lineage"] or {}
+    if origin.get("passage_id") is not None:
         yield from _pedigree(artifacts, origin["passage_id"], query_id)
     for _, row in found:
         yield from _group(row)
@@ -71,8 +71,8 @@ def _pedigree(artifacts: Sequence[Artifact], passage_id: int, query_id: int) -> 
 
 def _group(row: Row) -> Iterator[str]:
     own = row.values
-    origin = own["lineage"]
-    place = "" if origin["file"] is None else f", file {origin['file']}, position {origin['position']}"
+    origin = own["lineage"] or {}
+    place = "" if origin.get("file") is None else f", file {origin['file']}, position {origin['position']}"
     if "candidates" in own:
         yield f"  {row.stage:12} {len(own['candidates'])} candidates: {_ranks(own['candidates'])}"
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Cluster
+from .conftest import ROOT, Cluster, environment
 
 pytestmark = pytest.mark.integration
 CONFIG = "jobs/configs/micro/recipe.yaml"
@@ -97,15 +97,23 @@ def test_a_job_by_its_file_alone_is_the_same_work(cluster: Cluster, workspace: s
 
 
 def test_the_recipe_submits_each_stage_as_a_job_of_its_own(cluster: Cluster, workspace: str) -> None:
-    done = cluster.run("python", "jobs/recipe.py", "--config", CONFIG, "--workspace", workspace, "--to",
-                       "pack_pretrain", "--submit", cluster.dashboard)
+    """Once: a driver that is killed while it follows the job is no reason for another."""
+    command = ["python", "jobs/recipe.py", "--config", CONFIG, "--workspace", workspace, "--to", "pack_pretrain",
+               "--submit", cluster.dashboard]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as driver:
+        before = ""
+        for line in driver.stdout:
+            before += line
+            if "/#/jobs/" in line:
+                driver.kill()
+    job = submission_id(before)
+    assert f"{cluster.dashboard}/#/jobs/{job}" in before
+    done = cluster.run(*command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    job = submission_id(done.stdout)
-    assert f"{cluster.dashboard}/#/jobs/{job}" in done.stdout
-    assert done.stdout.count("skipped, committed") == 4, "only pack_pretrain was left to run"
-    found = cluster.get(f"/api/jobs/{job}")
-    assert found["status"] == "SUCCEEDED"
-    assert found["metadata"]["stage"] == "pack_pretrain" and found["metadata"]["recipe"] == "micro"
+    assert before.count("skipped, committed") == 4, "only pack_pretrain was left to run"
+    found = [one for one in cluster.get("/api/jobs/") if one["metadata"].get("stage") == "pack_pretrain"]
+    assert [(one["submission_id"], one["status"]) for one in found] == [(job, "SUCCEEDED")]
+    assert found[0]["metadata"]["recipe"] == "micro"
 
 
 def test_tasks_and_training_runs_carry_the_stages_names(cluster: Cluster, workspace: str) -> None:

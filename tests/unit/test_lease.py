@@ -67,3 +67,22 @@ def test_a_stage_that_fails_gives_the_lease_back(tmp_path: Path) -> None:
         raise ValueError("broken")
     with lease.held(str(tmp_path), "curate"):
         pass
+
+
+def test_a_beat_that_cannot_be_written_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without beats another host would take the driver for gone and begin as well."""
+    monkeypatch.setattr(lease, "BEAT_S", 0.01)
+    write, failures = lease.write_json, [OSError(28, "No space left on device")] * 3
+
+    def failing(uri: str, value: dict) -> None:
+        if not value["ended"] and failures and value["seconds"] > 0.005:
+            raise failures.pop()
+        write(uri, value)
+
+    monkeypatch.setattr(lease, "write_json", failing)
+    with lease.held(str(tmp_path), "curate"):
+        note, = (tmp_path / "drivers").glob("*.json")
+        limit = time.monotonic() + 30
+        while failures or json.loads(note.read_text())["seconds"] < 0.01:
+            assert time.monotonic() < limit
+            time.sleep(0.01)

@@ -11,6 +11,7 @@ import pytest
 
 from chuxin.artifacts import Artifact, Draft
 from chuxin.commands import forget_job
+from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.forget import finish_removals, remove, traces
 from chuxin.lineage import Row, directories, every_artifact, rows_with, steps_of
@@ -126,6 +127,14 @@ def test_a_labelled_group_names_its_file_and_what_did_not_reach_it(artifacts: li
         list(story(artifacts, 5))
 
 
+def test_a_group_without_lineage_has_a_story_too(tmp_path: Path) -> None:
+    draft = Draft(str(tmp_path / "select"), "s" * 12, {"stage": "select", "inputs": {}}, print)
+    with draft.attempt("a") as attempt:
+        rows = [{**group(OTHER, 2, 3, {}, "mtp"), "lineage": None}]
+        attempt.write("groups", [pa.Table.from_pylist(rows, GROUPS)], GROUPS)
+    assert list(story([draft.close()], OTHER))[0] == f"query {OTHER} “问题{OTHER}”"
+
+
 def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: list[Artifact]) -> None:
     hashes, raw, made, _ = traces(artifacts, 1)
     assert hashes == {1001}
@@ -151,7 +160,7 @@ def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts
     Path(pages[0]).write_text("a sample")
     with AnswerStore(str(tmp_path / "answers")) as store:
         for number in range(4):
-            store.put(bytes([number]) * 16, [f"答案{number}", "stop", 1, 1, 0, None, number % 2])
+            store.put(bytes([number]) * 16, [f"答案{number}", "stop", 1, 1, 0, None, 1000 + number % 2])
     assert remove(found, 1, str(forgotten), [str(tmp_path / "answers"), str(tmp_path / "none")], pages) == 2
     with AnswerStore(str(tmp_path / "answers")) as store:
         assert [store.get(bytes([n]) * 16) is None for n in range(4)] == [False, True, False, True]
@@ -161,19 +170,36 @@ def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts
     assert forgotten.read_text() == "1 1001\n"
 
 
-def test_answers_about_another_passage_of_the_same_text_go_too(tmp_path: Path) -> None:
-    """The twin was kept and asked about; the id given is that of the repeated one."""
+def test_answers_are_found_by_the_text_that_they_are_about(tmp_path: Path) -> None:
+    """Whatever passage it was asked about with: a twin, a labelled group's, one of before the raw files changed. The
+    text as it was cut for the LLM counts too.
+    """
     rows = [{"passage_id": number, "document_id": number, "text": "甲", "text_hash": 77, "status": status}
             for number, status in ((8, "keep"), (9, "duplicate"))]  # fmt: skip
     draft = Draft(str(tmp_path / "curate"), "c" * 12, {"stage": "curate", "inputs": {}}, print)
     with draft.attempt("a") as attempt:
         attempt.write("passages", [pa.Table.from_pylist(rows, PASSAGES)], PASSAGES)
+        written = [{"passage_id": number, "text_hash": 100 + number} for number in (7, 8)]
+        attempt.write("synthetic", [pa.Table.from_pylist(written, SYNTHETIC)], SYNTHETIC)
     found = traces([draft.close()], 9)
-    assert found.passages == {8, 9}
     with AnswerStore(str(tmp_path / "answers")) as store:
-        for number in (7, 8):
-            store.put(bytes([number]) * 16, ["答案", "stop", 1, 1, 0, None, number])
-    assert remove(found, 9, str(tmp_path / "forgotten.txt"), [str(tmp_path / "answers")], ()) == 1
+        for subject in (8, 9, 77, 107, 108):
+            store.put(bytes([subject]) * 16, ["答案", "stop", 1, 1, 0, None, subject])
+    assert remove(found, 9, str(tmp_path / "forgotten.txt"), [str(tmp_path / "answers")], ()) == 2
+    with AnswerStore(str(tmp_path / "answers")) as store:
+        assert [s for s in (8, 9, 77, 107, 108) if store.get(bytes([s]) * 16)] == [8, 9, 107]
+
+
+def test_the_file_of_forgotten_passages_stays_readable(artifacts: list[Artifact], tmp_path: Path) -> None:
+    """A line without its end, as editors leave it, is a line; what is none stops the removal before anything goes."""
+    found, path = traces(artifacts, 1), tmp_path / "forgotten.txt"
+    path.write_text("5 1005\n6 10")
+    remove(found._replace(made=[]), 1, str(path), (), ())
+    assert path.read_text() == "5 1005\n6 10\n1 1001\n" and read_forgotten(str(path)) == {1005, 10, 1001}
+    path.write_text("5 1005\n6")
+    with pytest.raises(InputError, match="forgotten.txt:2: it is no passage id and text hash"):
+        remove(found, 1, str(path), (), ())
+    assert all(Path(a.uri).is_dir() for a in artifacts)
 
 
 def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifacts: list[Artifact],
@@ -241,7 +267,7 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
     draft = Draft(str(tmp_path / "curate-new"), "curate-new", {"stage": "curate", "inputs": {}}, print)
     with draft.attempt("a") as attempt:
         attempt.write("passages", [pa.Table.from_pylist(forgotten, PASSAGES)], PASSAGES)
-    assert traces([draft.close()], 1) == ({1001}, [], [], {1})
+    assert traces([draft.close()], 1) == ({1001}, [], [], {1001})
 
 
 def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:

@@ -57,11 +57,15 @@ def kept_ids(files: Sequence[str], where: str) -> np.ndarray:
     """Returns the ids of the groups to keep, int64: 8 bytes each.
 
     Raises:
-        InputError: There are none, or two groups have one id.
+        InputError: There are none, two groups have one id, or a file lacks a column of groups.
     """
     parts = [np.zeros(0, np.int64)]
     for file in files:
         with open_parquet(file) as part:
+            missing = {*GROUP_COLUMNS, "status"} - {*part.schema_arrow.names}
+            if missing:
+                raise InputError(file, f"the table of groups has no column {', '.join(sorted(missing))}",
+                                 f"Name a stage in `groups`, or write {', '.join([*GROUP_COLUMNS, 'status'])}")
             table = part.read(columns=["query_id", "status"])
         parts.append(table["query_id"].filter(pc.equal(table["status"], KEEP)).to_numpy())
     ids = np.concatenate(parts)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from chuxin.errors import InputError
 from chuxin.search.postings import Lists, write_lists
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class PassageStore:
         """Returns texts by their hash, in the order asked for; each distinct one is read once.
 
         Raises:
-            KeyError: The store does not hold one.
+            InputError: The store does not hold one.
         """
         wanted, inverse = np.unique(np.asarray(hashes_M, np.int64), return_inverse=True)
         found: list[str | None] = [None] * len(wanted)
@@ -184,7 +185,8 @@ class PassageStore:
             for place, text in zip(held.tolist(), shard.texts(rows[held]), strict=True):
                 found[place] = text
         if None in found:
-            raise KeyError(f"text hash {wanted[found.index(None)]} stands in no shard of the store")
+            raise InputError(f"text hash {wanted[found.index(None)]}", "the passage stands in no shard of the store",
+                             "Give `store` the mine stage whose candidates these are")
         return [found[place] for place in inverse]
 
     def at(self, index_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from chuxin.errors import InputError
 from chuxin.synthesis.calls import (
     PROBE,
+    PROBE_VERDICT,
     Answer,
     Call,
     CallFailed,
@@ -179,7 +180,7 @@ class Asking:
                 self._require_sound()  # one that waited for the lock need not find it out again
                 self.counts["calls_witness"] += 1
                 try:
-                    self._bought(await self._answered(witness, 1))
+                    await self._answered(witness, 1)
                     return True
                 except CallFailed:  # its own fault now, as where max_model_len was lowered
                     return other is None
@@ -203,7 +204,7 @@ class Asking:
         except CallFailed as error:
             self._refused[place] += 1
             if self._refused[place] == _REFUSED:
-                if not await self._vouched(place, PROBE):
+                if not await self._vouched(place, PROBE_VERDICT if call.choices else PROBE):
                     before = "what it answered before too" if place in self._witnesses else "a short one of our own too"
                     self._broken = InputError("the LLM", f"it refused {_REFUSED} requests in a row, and {before} "
                                               f"({error})"[:400], "Repair it and run again: what was bought is stored, "
@@ -222,14 +223,16 @@ class Asking:
         if answer.finish == _CRASHED:
             return answer
         self.counts["calls_bought"] += 1
-        self._bought(answer)
         return answer._replace(text=_whole(answer.text))
 
     async def _answered(self, call: Call, share: int | None = None) -> Answer:
         for left in reversed(range(_TRIES)):
             self._require_sound()
             try:
-                return await self._client.ask(call, share)
+                answer = await self._client.ask(call, share)
+                self._bought(answer)
+                answer.require(call.choices)
+                return answer
             except (CallFailed, EngineDied):
                 raise
             except InputError as error:  # nothing can be sent at all, as where the engine cannot be started again

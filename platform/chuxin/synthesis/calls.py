@@ -52,11 +52,13 @@ class Call(NamedTuple):
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
     subject: int = 0
-    """Id of the passage that the answer is about, so that it can be forgotten; no part of the key."""
+    """Hash of the text that the answer is about, so that it can be forgotten; no part of the key."""
 
 
 PROBE = Call("probe", [{"role": "user", "content": "你好"}], 0.0, 1.0, 1.0, 1, 0)
 """A short request of our own, that any LLM answers."""
+PROBE_VERDICT = PROBE._replace(messages=[{"role": "user", "content": "水是湿的吗？只答是或否。"}], choices=(YES, NO))
+"""The same, for one that is to choose."""
 _LEAST = -1e4
 
 
@@ -70,12 +72,17 @@ class Answer(NamedTuple):
     cached_tokens: int = 0
     logprobs: dict[str, float] | None = None
 
+    def require(self, choices: tuple[str, ...]) -> None:
+        """Raises CallFailed where a choice has no log-probability: such an answer is of no use, stored or not."""
+        missing = [choice for choice in choices if choice not in (self.logprobs or {})]
+        if missing:
+            raise CallFailed(f"the answer {self.text[:20]!r} came without log-probabilities of {' and '.join(missing)}")
+
     @property
     def score(self) -> float:
         """Probability of "yes" among the verdict's choices."""
+        self.require((YES, NO))
         found = self.logprobs or {}
-        if YES not in found or NO not in found:
-            raise CallFailed(f"the answer {self.text!r} came without log-probabilities of {YES} and {NO}")
         return 1 / (1 + math.exp(min(found[NO] - found[YES], 700.0)))
 
 
@@ -106,7 +113,7 @@ def writing(
 
 
 def verdict(prompt: str, passage: str = "", subject: int = 0, **fields: str) -> Call:
-    """Builds the call for a yes or no: one greedy token; `subject` is the id of the passage that it is about."""
+    """Builds the call for a yes or no: one greedy token; `subject` is the hash of the text that it is about."""
     return Call(prompt, render(prompt, passage, **fields), 0.0, 1.0, 1.0, 1, 0, None, (YES, NO), subject)
 
 

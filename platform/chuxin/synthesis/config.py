@@ -52,6 +52,10 @@ class LLMConfig:
     served_name: str | None = None
     """The model's name at the endpoint."""
 
+    revision: str | None = None
+    """Any word of yours for the state of the endpoint's model: answers are found by URL, name and this. Another word
+    where the model behind the same name is another one, and nothing that the old one answered is used any more."""
+
     quantization: str | None = None
     """vLLM's name of a quantisation applied while loading, such as fp8; null reads GPTQ, AWQ and FP8 checkpoints as
     they declare themselves."""
@@ -66,6 +70,8 @@ class LLMConfig:
         """An endpoint is asked for a model by its name there."""
         if (self.endpoint is None) != (self.served_name is None):
             raise ValueError("endpoint and served_name go together")
+        if self.revision is not None and self.endpoint is None:
+            raise ValueError("revision is for an endpoint: a checkpoint is known by its content")
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ async def _attempts(
     for attempt in range(config.attempts):
         row.seed = seed_of(config.seed, passage.passage_id, name, attempt)
         row.attempts += 1
-        answer = await ask(call(row.seed)._replace(subject=passage.passage_id))
+        answer = await ask(call(row.seed)._replace(subject=passage.text_hash))
         row.took(answer)
         found = read(answer)
         row.status = found.reason

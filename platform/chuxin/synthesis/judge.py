@@ -71,14 +71,14 @@ async def _criterion(
 ) -> dict[str, Any]:
     entry = {**base, "criterion": name, "prompt_hash": prompt_hash(name)}
     try:
-        score, said = await yes(name, ask, row["text"], row["passage_id"], query=base["query"])
+        score, said = await yes(name, ask, row["text"], row["text_hash"], query=base["query"])
     except CallFailed as error:
         return {**entry, "reason": "crashes_engine" if str(error) == "crashes_engine" else "llm_error"}
     return {**entry, "verdict": said, "score": score, "reason": KEEP if score >= threshold else name}
 
 
 async def yes(name: str, ask: Ask, passage: str, subject: int, **fields: str) -> tuple[float, str]:
-    """Asks for a verdict about a passage of the id `subject`, or about a query that was made of it.
+    """Asks for a verdict about a passage whose text has the hash `subject`, or about a query that was made of it.
 
     Returns:
         The probability of "yes", and the answer itself.

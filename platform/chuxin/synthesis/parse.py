@@ -14,14 +14,23 @@ from typing import Any, NamedTuple
 from chuxin.schema import KEEP
 from chuxin.synthesis.render import CATEGORIES, FENCE, ROLE_CHARS, SCENE_CHARS
 
-# Only where an answer begins: a query may well contain "抱歉" (抱歉信怎么写).
+# Only where an answer begins that is no JSON: a query may well begin so (抱歉信怎么写, 对不起，我爱你是谁唱的).
 _REFUSAL = re.compile(
     r"\s*(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)"
     r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您)|I(?:'m| am) sorry|Sorry[,.]|As an AI)",
     re.IGNORECASE,
 )
+_UNABLE = r"(?:无法|不能|不会|不便|没有办法|没有(?:足够|相关|提供|任何)|can't|cannot|unable)"
+# In the place of a query: an apology with an inability, or a machine's; the writer of a query may be unable to do
+# something as well, but then asks about it.
+_REFUSED = re.compile(
+    r"\s*(?:(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|I(?:'m| am) sorry[,. ]|Sorry[,.]).{0,12}?" + _UNABLE +
+    r"|(?:作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)[^，,。]{0,8}[，,]|As an AI).{0,30}?" + _UNABLE +
+    r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您)(?!.*(?:怎|如何|什么|哪|谁|吗|呢|几|多少|吧|[?？])))",
+    re.IGNORECASE,
+)  # fmt: skip
 _INJECTION = re.compile(
-    r"(?:忽略|无视|忘记|忘掉|不要理会)[^。！？\n]{0,8}(?:以上|上述|之前|前面|先前|上面|所有)[^。！？\n]{0,8}(?:指令|指示|提示|要求|规则|内容|命令)"
+    r"(?:忽略|无视|忘记|忘掉|不要理会)[^。！？\n]{0,8}(?:以上|上述|之前|前面|先前|上面|所有)(?:[^。！？\n]{0,8}(?:指令|指示|提示|要求|规则|命令)|(?:的|所有|全部)*内容)"
     r"|(?:ignore|disregard|forget)[^.\n]{0,20}(?:previous|above|prior|all)[^.\n]{0,20}(?:instruction|prompt|rule)s?",
     re.IGNORECASE,
 )
@@ -134,7 +143,7 @@ def clean_query(query: str, kind: str | None = None) -> Parsed:
         text = text[1:-1].strip()
     if _PLACEHOLDER.fullmatch(text):
         return Parsed(query, "empty")
-    return Parsed(query, "refusal") if _REFUSAL.match(text) else Parsed(text, KEEP)
+    return Parsed(query, "refusal") if _REFUSED.match(text) else Parsed(text, KEEP)
 
 
 def holds_fence(text: str) -> bool:

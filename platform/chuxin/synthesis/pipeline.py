@@ -101,11 +101,12 @@ def _label(
 ) -> None:
     table = chosen(Slice(**part).read(_PASSAGE_COLUMNS), config.seed, limit)
     cutter = Cutter(directory, config.passage_max_tokens)
-    rows = [{"passage_id": r["passage_id"], "text": cutter.cut(r["text"])} for r in table.to_pylist()]
+    names = ("passage_id", "text_hash")
+    rows = [{"text": cutter.cut(r["text"]), **{name: r[name] for name in names}} for r in table.to_pylist()]
 
     async def label(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
         return {**row, "score": None if holds_fence(row["text"]) else
-                (await yes("gate", ask, row["text"], row["passage_id"]))[0]}
+                (await yes("gate", ask, row["text"], row["text_hash"]))[0]}
 
     labels, counts = crew.run(rows, label, lambda row, error: {**row, "score": None})
     schema = pa.schema([("passage_id", pa.int64()), ("text", pa.string()), ("score", pa.float32())])
@@ -148,8 +149,8 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
         raise InputError(ctx.name, "no passage is left to ask about", "Lower the filters of curate or of the gate")
     if not kept:
         raise InputError(ctx.name, f"none of {asked} passages gave a query ({_most(done)})",
-                         "Read `rejected` and `error` of the table `synthetic` in its parts, check the LLM, remove "
-                         f"{ctx.draft.uri} and run again")
+                         "Read `rejected` and `error` of the table `synthetic` in its parts and check the LLM; after "
+                         "mending an endpoint's give llm.revision another value, for what it answered is stored")
     facts = {"model": model, "prompt_hash": config.package_files(), "samples": _samples(ctx, done)}
     _summary(ctx, config.execution, facts, list(work))
     ctx.log(f"queries for {kept:,} of {asked:,} passages")
@@ -210,7 +211,8 @@ def judge(ctx: Context, config: JudgeConfig) -> None:
     judged, groups = sum(m["rows_in"] for m in done.values()), sum(m["rows_out"] for m in done.values())
     if not groups:
         raise InputError(ctx.name, f"none of {judged} queries is left ({_most(done)})",
-                         "Loosen `rules`, `criteria` or `threshold`, or look at the table `judged` for what fell")
+                         "Look at the table `judged` and loosen `rules`, `criteria` or `threshold`; after many an "
+                         f"llm_error check the LLM, remove {ctx.draft.uri} and run again")
     _summary(ctx, config.execution, {"model": model, "prompt_hash": config.package_files()}, list(work))
     ctx.log(f"{groups:,} of {judged:,} queries accepted")
 
@@ -288,11 +290,7 @@ def _relabel(
     own = (p for row in rows for p in (*row["positives"], *row["negatives"]))  # these need not stand in the corpus
     texts = {p["text_hash"]: cutter.cut(p["text"]) for p in own if p["text_hash"] in wanted}
     mined = sorted(wanted - texts.keys())
-    try:
-        held = PassageStore([fetched(shard) for shard in shards]).texts(np.array(mined, np.int64))
-    except KeyError as error:
-        raise InputError(f"{key}: {config.store}", f"it lacks a candidate's passage ({error.args[0]})",
-                         "Name the mine stage whose candidates these are") from error
+    held = PassageStore([fetched(shard) for shard in shards]).texts(np.array(mined, np.int64))
     texts |= dict(zip(mined, map(cutter.cut, held), strict=True))
 
     async def work(pair: tuple[dict[str, Any], list[int]], ask: Ask) -> list[str | None]:
@@ -336,7 +334,7 @@ def _identity(workspace: str, ref: ModelRef, path: str, llm: LLMConfig) -> str:
     """A name to read, and a hash of what decides the answers: the checkpoint's content, or the endpoint's URL."""
     if llm.endpoint is not None:
         # Hashed, not shown: a URL may hold a password, and this name stands in every row.
-        return f"endpoint:{llm.served_name}@{_digest(llm.served_name, llm.endpoint.rstrip('/'))}"
+        return f"endpoint:{llm.served_name}@{_digest(llm.served_name, llm.endpoint.rstrip('/'), llm.revision)}"
     known = Identities(workspace)
     content = known.identify(path, True, "llm", [])
     known.remember()

@@ -52,7 +52,7 @@ async def relabel(
         if holds_fence(text) or holds_fence(row["query"]):
             return None
         try:
-            score, _ = await yes(PROMPT, ask, text, candidate["passage_id"], query=row["query"])
+            score, _ = await yes(PROMPT, ask, text, candidate["text_hash"], query=row["query"])
         except CallFailed:
             return None
         return "yes" if score >= config.threshold else "no"

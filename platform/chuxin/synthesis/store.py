@@ -288,11 +288,13 @@ def _locked(directory: Path, how: int) -> int:
 
 
 def _without(path: Path, unwanted: Callable[[Any], bool]) -> int:
+    """Writes a file anew if a value of it goes. What nobody can read goes too: it may hold what is unwanted."""
     data = path.read_bytes()
-    starts = [(offset, end) for _, offset, end in _scan(path, 0)]
-    kept = [data[start:end] for start, end in starts
-            if not unwanted(orjson.loads(data[start + _FRAME.size + _KEY_BYTES : end]))]
-    if len(kept) < len(starts):
+    index = _read_index(path, len(data))
+    offsets = [offset for _, offset, _ in _scan(path, 0)] if index is None else sorted(index[1].tolist())
+    frames = [frame for offset in offsets if (frame := _frame(data, offset))]
+    kept = [frame for frame in frames if not unwanted(orjson.loads(frame[_FRAME.size + _KEY_BYTES :]))]
+    if sum(map(len, kept)) < len(data):
         temporary = path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             file.write(b"".join(kept))
@@ -300,7 +302,14 @@ def _without(path: Path, unwanted: Callable[[Any], bool]) -> int:
             os.fsync(file.fileno())
         path.with_suffix(".idx").unlink(missing_ok=True)
         temporary.replace(path)
-    return len(starts) - len(kept)
+    return len(frames) - len(kept)
+
+
+def _frame(data: bytes, offset: int) -> bytes:
+    """The frame that begins here, or nothing where it is damaged."""
+    length, digest = _FRAME.unpack_from(data, offset)
+    frame = data[offset : offset + _FRAME.size + length]
+    return frame if xxhash.xxh3_64_intdigest(frame[_FRAME.size :]) == digest else b""
 
 
 def _short(key: bytes) -> int:

@@ -182,6 +182,9 @@ def test_inputs_that_cannot_be_mined_are_refused(world: Path, tmp_path: Path, ti
     with pytest.raises(InputError, match="labelled.parquet: query_id 3: the group has no positive"):
         empty = dataclasses.replace(twice, groups=(f"{tmp_path}/labelled.parquet",))
         run(tmp_path, "empty", pipeline.mine, empty)
+    pq.write_table(pa.Table.from_pylist(rows, GROUPS).drop_columns(["lineage"]), tmp_path / "bare.parquet")
+    with pytest.raises(InputError, match="bare.parquet: the table of groups has no column lineage"):
+        run(tmp_path, "bare", pipeline.mine, dataclasses.replace(twice, groups=(f"{tmp_path}/bare.parquet",)))
     with pytest.raises(InputError, match="it holds no table `passages`"):
         run(tmp_path, "none", pipeline.mine,
             dataclasses.replace(twice, groups=twice.groups[:1], passages=f"{world}/nothing"))  # fmt: skip
@@ -291,3 +294,8 @@ def test_a_store_that_is_none_is_refused(tmp_path: Path, mined: Artifact, rerank
     config = RerankConfig("mine", "mine", reranker, 16, 32)
     with pytest.raises(InputError, match="it holds no passage store"):
         run(tmp_path, "rerank", pipeline.rerank, config, {"mine": empty})
+    half = Artifact(mined.uri)
+    stores = [p for p in mined.partitions() if "store" in p["key"]]
+    half.manifest = {**mined.manifest, "partitions": [p for p in mined.partitions() if p not in stores[1:]]}
+    with pytest.raises(InputError, match="stands in no shard of the store. Give `store` the mine stage"):
+        run(tmp_path, "half", pipeline.rerank, config, {"mine": half})

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chuxin.errors import InputError
 from chuxin.ids import text_hash
 from chuxin.search.postings import count_terms
 from chuxin.search.store import Chunk, PassageStore, write_shard
@@ -37,7 +38,7 @@ def test_texts_ids_and_vectors_come_back(store: PassageStore) -> None:
     assert ids.tolist() == (wanted + 100).tolist() and hashes.tolist() == HASHES[wanted].tolist()
     np.testing.assert_array_equal(store.vectors(wanted), DENSE[wanted].astype(np.float16).astype(np.float32))
     assert store.texts(np.zeros(0, np.int64)) == []
-    with pytest.raises(KeyError, match="text hash 5 stands in no shard"):
+    with pytest.raises(InputError, match="text hash 5: the passage stands in no shard"):
         store.texts(np.array([HASHES[3], 5]))
 
 

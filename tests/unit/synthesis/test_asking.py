@@ -286,6 +286,22 @@ def test_refusals_in_a_row_are_the_rows_own_while_the_engine_answers_what_it_did
     assert {type(one) for one in told} == {CallFailed} and client.sent["probe"] == 64 // 16
 
 
+def test_a_verdict_without_log_probabilities_is_a_refusal_and_not_stored(tmp_path: Path) -> None:
+    """A server that thinks before it answers gives none; once it is put right, all are asked again."""
+    asked = [verdict("standalone", query=str(number)) for number in range(64)]
+    client = ScriptedLLM(lambda given: "<think>")
+    told, counts = ask(client, tmp_path, *asked)
+    assert isinstance(told[-1], InputError) and "a short one of our own too" in str(told[-1])
+    assert "the answer '<think>' came without log-probabilities of 是 and 否" in str(told[0])
+    assert counts["prompt_tokens_bought"] >= 16 * 100 and "calls_bought" not in counts
+    told, counts = ask(ScriptedLLM(), tmp_path, *asked)
+    assert counts["calls_bought"] == 64 and all(0 < one.score < 1 for one in told)
+    # One that chooses where it can: these rows are not its fault.
+    client = ScriptedLLM(lambda given: good(given) if given.prompt == "probe" else "不")
+    told, _ = ask(client, tmp_path / "other", *asked)
+    assert {type(one) for one in told} == {CallFailed} and client.sent["probe"] == 64 // 16
+
+
 def test_that_nothing_can_be_sent_outranks_a_row_s_own_failure() -> None:
     async def fail(error: Exception) -> None:
         raise error

@@ -236,7 +236,8 @@ def test_what_was_asked_about_a_passage_can_be_forgotten(folder: Path, model: st
         relabel(folder, model)
 
     everything()
-    assert remove(str(folder / "answers"), lambda value: value[-1] == 3) == 1 + 1 + 3 * len(CRITERIA) + 1
+    about = text_hash(text(3))
+    assert remove(str(folder / "answers"), lambda value: value[-1] == about) == 1 + 1 + 3 * len(CRITERIA) + 1
     client.sent.clear()
     everything()
     assert client.sent == {"gate": 1, "rich": 1, **dict.fromkeys(CRITERIA, 3), "answered": 3 + 1}
@@ -319,7 +320,7 @@ def test_candidates_without_scores_or_texts_are_said(folder: Path, model: str, c
     for name in ("rerank-0", "mine-0", "relabel-0"):
         shutil.rmtree(folder / name)
     rerank_and_mine(folder, [[candidate(30, 0.5)]])
-    with pytest.raises(InputError, match="it lacks a candidate's passage .text hash"):
+    with pytest.raises(InputError, match="the passage stands in no shard of the store. Give .store. the mine stage"):
         relabel(folder, model)
     config = RelabelConfig("rerank", "curate", LLMConfig(model))
     with pytest.raises(InputError, match="holds no passage store.*mine stage"):
@@ -338,9 +339,9 @@ def test_the_answer_stores_place_is_absolute(
 
 def test_an_endpoint_is_its_url_and_name() -> None:
     llm = LLMConfig("m", endpoint="http://user:secret@a:8000/v1", served_name="qwen")
-    others = replace(llm, endpoint="http://b:8000/v1"), replace(llm, served_name="other")
+    others = replace(llm, endpoint="http://b:8000/v1"), replace(llm, served_name="other"), replace(llm, revision="b")
     names = [pipeline._identity("", "m", "m", given) for given in (llm, *others)]
-    assert len(set(names)) == 3 and names[0].startswith("endpoint:qwen@") and "secret" not in names[0]
+    assert len(set(names)) == 4 and names[0].startswith("endpoint:qwen@") and "secret" not in names[0]
     assert pipeline._identity("", "m", "m", replace(llm, endpoint=llm.endpoint + "/")) == names[0]
 
 
@@ -351,6 +352,8 @@ def test_configs_that_make_no_sense_are_refused() -> None:
             SynthesizeConfig("curate", llm, seed=1, **change)
     with pytest.raises(ValueError, match="endpoint"):
         replace(llm, endpoint="http://x")
+    with pytest.raises(ValueError, match="a checkpoint is known by its content"):
+        replace(llm, revision="b")
     with pytest.raises(ValueError, match="threshold"):
         JudgeConfig("s", llm, threshold=2)
     with pytest.raises(ValueError, match="low"):

@@ -133,6 +133,25 @@ def test_nothing_is_removed_while_a_run_writes(tmp_path: Path) -> None:
         assert (store.get(b"k" * 16), store.get(b"l" * 16)) == (None, ["b"])
 
 
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_removal_sees_what_stands_behind_a_damaged_record(tmp_path: Path, closed: bool) -> None:
+    """As far as anybody can read it, and what nobody can goes with it: it may be what is to be forgotten."""
+    with AnswerStore(str(tmp_path)) as store:
+        for number in range(10):
+            store.put(key(number), ["文", number])
+    (path,) = tmp_path.glob("*.log")
+    data = bytearray(path.read_bytes())
+    data[data.find(b"\xe6\x96\x87\",4]")] ^= 1
+    path.write_bytes(data)
+    if not closed:
+        path.with_suffix(".idx").unlink()
+    assert remove(str(tmp_path), lambda value: value[1] in (1, 7)) == (2 if closed else 1)
+    with AnswerStore(str(tmp_path)) as store:
+        left = [number for number in range(10) if store.get(key(number))]
+        assert left == ([0, 2, 3, 5, 6, 8, 9] if closed else [0, 2, 3]) and not store.torn
+    assert b",7]" not in path.read_bytes()
+
+
 def test_a_full_disk_says_so_and_damages_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = AnswerStore(str(tmp_path))
     store.put(key(1), "kept")
