@@ -12,6 +12,7 @@ copies of an object store's artifacts in the nodes' temporary directories (artif
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ class Found(NamedTuple):
     made: list[Trace]
     """Every artifact to be made anew, inputs first."""
     shown: set[int]
-    """Hashes of its text as LLMs saw it, whole or cut."""
+    """Hashes of its text, whole and as it was cut for an LLM: what stored answers are about."""
 
 
 def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
@@ -169,7 +170,12 @@ def _add_forgotten(path: str, passage_id: int, hashes: set[int]) -> None:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())
+    if os.path.exists(path):
+        shutil.copymode(path, temporary)
     os.replace(temporary, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    os.fsync(folder)  # the file's name too
+    os.close(folder)
 
 
 def finish_removals(uris: Sequence[str]) -> list[str]:

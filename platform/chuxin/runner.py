@@ -174,6 +174,8 @@ def run_submitted(bound: Bound, recipe: Any, address: str) -> Artifact:
     command = ["python", f"jobs/{bound.stage.verb}.py", "--config", config_path, "--stage", bound.stage.name]
     living = (job for job in client.list_jobs() if not job.status.is_terminal())
     job = next((job.submission_id for job in living if (job.metadata or {}).get("artifact") == bound.uri), None)
+    if job is None and bound.committed:  # by a job that has ended meanwhile
+        return Artifact(bound.uri)
     job = job or client.submit_job(
         entrypoint=shlex.join(command), runtime_env={"working_dir": "."},
         metadata={"stage": bound.stage.name, "recipe": recipe.name, "config": config_path, "artifact": bound.uri},

@@ -42,6 +42,11 @@ def submission_id(output: str) -> str:
     return re.search(r"raysubmit_\w+", output).group()
 
 
+def submission_ids(output: str) -> list[str]:
+    """The jobs whose pages are named, by the driver and by themselves."""
+    return list(dict.fromkeys(re.findall(r"/#/jobs/(raysubmit_\w+)", output)))
+
+
 def manifest(output: str) -> dict:
     """Reads the manifest of the artifact that a job's first line names."""
     return json.loads(Path(re.search(r"finetune → (\S+)", output).group(1), "manifest.json").read_text())
@@ -98,22 +103,22 @@ def test_a_job_by_its_file_alone_is_the_same_work(cluster: Cluster, workspace: s
 
 def test_the_recipe_submits_each_stage_as_a_job_of_its_own(cluster: Cluster, workspace: str) -> None:
     """Once: a driver that is killed while it follows the job is no reason for another."""
-    command = ["python", "jobs/recipe.py", "--config", CONFIG, "--workspace", workspace, "--to", "pack_pretrain",
-               "--submit", cluster.dashboard]  # fmt: skip
+    command = ["python", "jobs/recipe.py", "--config", CONFIG, "--workspace", workspace, "--to", "pretrain", "--submit",
+               cluster.dashboard]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as driver:
         before = ""
         for line in driver.stdout:
             before += line
-            if "/#/jobs/" in line:
+            if len(submission_ids(before)) == 2:  # pretrain, which takes longer than the next driver's start
                 driver.kill()
-    job = submission_id(before)
-    assert f"{cluster.dashboard}/#/jobs/{job}" in before
+    jobs = submission_ids(before)
+    assert before.count("skipped, committed") == 4, "only pack_pretrain and pretrain were left to run"
     done = cluster.run(*command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert before.count("skipped, committed") == 4, "only pack_pretrain was left to run"
-    found = [one for one in cluster.get("/api/jobs/") if one["metadata"].get("stage") == "pack_pretrain"]
-    assert [(one["submission_id"], one["status"]) for one in found] == [(job, "SUCCEEDED")]
-    assert found[0]["metadata"]["recipe"] == "micro"
+    assert submission_ids(done.stdout) == jobs[1:]
+    found = {one["submission_id"]: one for one in cluster.get("/api/jobs/") if "recipe" in one["metadata"]}
+    assert found.keys() == {*jobs} and {one["status"] for one in found.values()} == {"SUCCEEDED"}
+    assert [found[job]["metadata"]["stage"] for job in jobs] == ["pack_pretrain", "pretrain"]
 
 
 def test_tasks_and_training_runs_carry_the_stages_names(cluster: Cluster, workspace: str) -> None:
@@ -122,7 +127,7 @@ def test_tasks_and_training_runs_carry_the_stages_names(cluster: Cluster, worksp
     for stage in ("ingest", "curate", "init", "pack_pretrain", "pack_finetune"):
         assert stage in names, f"no task of {stage} in: {names}"
     runs = cluster.get("/api/train/v2/runs/v1")["train_runs"]
-    assert {run["name"] for run in runs} == {"finetune"}
+    assert {run["name"] for run in runs} == {"pretrain", "finetune"}
     workers = {w["actor_id"] for run in runs for attempt in run["attempts"] for w in attempt["workers"]}
     actors = {a["actor_id"] for a in cluster.get("/api/v0/actors?limit=10000")["data"]["result"]["result"]}
     assert workers and workers <= actors

@@ -42,6 +42,8 @@ class Passage(NamedTuple):
     source: str
     text: str
     text_hash: int
+    whole_hash: int
+    """Of the text before it was cut."""
 
 
 @dataclass
@@ -148,7 +150,7 @@ async def _attempts(
     for attempt in range(config.attempts):
         row.seed = seed_of(config.seed, passage.passage_id, name, attempt)
         row.attempts += 1
-        answer = await ask(call(row.seed)._replace(subject=passage.text_hash))
+        answer = await ask(call(row.seed)._replace(subject=passage.whole_hash))
         row.took(answer)
         found = read(answer)
         row.status = found.reason

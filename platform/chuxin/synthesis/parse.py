@@ -20,17 +20,19 @@ _REFUSAL = re.compile(
     r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您)|I(?:'m| am) sorry|Sorry[,.]|As an AI)",
     re.IGNORECASE,
 )
-_UNABLE = r"(?:无法|不能|不会|不便|没有办法|没有(?:足够|相关|提供|任何)|can't|cannot|unable)"
-# In the place of a query: an apology with an inability, or a machine's; the writer of a query may be unable to do
-# something as well, but then asks about it.
+# In the place of a query: an apology or a machine's self-introduction with an inability, or a bare inability. Somebody
+# who searches may be unable as well (我不能完成作业怎么办), but asks; what a machine offers instead is no question.
+_UNABLE = r"(?:无法|不能|不会|不便|没有|未(?:提供|提及|包含|给出)|不足|can't|can ?not|unable|do(?:es)?(?:n't| not))"
 _REFUSED = re.compile(
-    r"\s*(?:(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|I(?:'m| am) sorry[,. ]|Sorry[,.]).{0,12}?" + _UNABLE +
-    r"|(?:作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)[^，,。]{0,8}[，,]|As an AI).{0,30}?" + _UNABLE +
-    r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您)(?!.*(?:怎|如何|什么|哪|谁|吗|呢|几|多少|吧|[?？])))",
+    r"\s*(?:(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|I(?:'m| am) sorry[,. ]|Sorry[,.]).{0,40}?" + _UNABLE +
+    r"|(?:作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)[^，,。]{0,8}[，,]|As an AI).{0,40}?" + _UNABLE +
+    r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您))",
     re.IGNORECASE,
 )  # fmt: skip
+_OFFER = re.compile(r"[，,。！!]\s*(?:请(?!问)|(?:请问)?(?:您|(?:还)?有什么我?(?:可以|能|需要)|还有什么)).*$")
+_ASKS = re.compile(r"怎|如何|什么|哪|谁|吗|呢|几|多少|吧|[?？]")
 _INJECTION = re.compile(
-    r"(?:忽略|无视|忘记|忘掉|不要理会)[^。！？\n]{0,8}(?:以上|上述|之前|前面|先前|上面|所有)(?:[^。！？\n]{0,8}(?:指令|指示|提示|要求|规则|命令)|(?:的|所有|全部)*内容)"
+    r"(?:忽略|无视|忘记|忘掉|不要理会)[^。！？\n]{0,8}(?:以上|上述|之前|前面|先前|上面|所有)(?:[^。！？\n]{0,8}(?:指令|指示|提示|要求|规则|命令)|(?:的|所有|全部|一切|文档|文本|文字|对话|段落)*内容)"
     r"|(?:ignore|disregard|forget)[^.\n]{0,20}(?:previous|above|prior|all)[^.\n]{0,20}(?:instruction|prompt|rule)s?",
     re.IGNORECASE,
 )
@@ -143,7 +145,8 @@ def clean_query(query: str, kind: str | None = None) -> Parsed:
         text = text[1:-1].strip()
     if _PLACEHOLDER.fullmatch(text):
         return Parsed(query, "empty")
-    return Parsed(query, "refusal") if _REFUSED.match(text) else Parsed(text, KEEP)
+    refused = _REFUSED.match(text) and not _ASKS.search(_OFFER.sub("", text))
+    return Parsed(query, "refusal") if refused else Parsed(text, KEEP)
 
 
 def holds_fence(text: str) -> bool:

@@ -167,7 +167,7 @@ def _write(
     for row in table.to_pylist():
         text = cutter.cut(row["text"])
         hashed = row["text_hash"] if text == row["text"] else text_hash(text)
-        passages.append(Passage(row["passage_id"], row["document_id"], row["source"], text, hashed))
+        passages.append(Passage(row["passage_id"], row["document_id"], row["source"], text, hashed, row["text_hash"]))
 
     async def work(passage: Passage, ask: Ask) -> Written:
         return await write(passage, ask, config)

@@ -16,7 +16,7 @@ from chuxin.synthesis.render import prompt_hash
 
 CONFIG = SynthesizeConfig("curate", LLMConfig("m"), seed=1, queries=3)
 FAITHFUL = replace(CONFIG, mode="faithful")
-PASSAGE = Passage(7, 1, "web", "青禾公司成立于二〇一二年。", 11)
+PASSAGE = Passage(7, 1, "web", "青禾公司成立于二〇一二年。", 11, 12)
 
 
 def run(client: ScriptedLLM, passage: Passage = PASSAGE, config: SynthesizeConfig = CONFIG):
@@ -41,6 +41,15 @@ def test_faithful_rows_hold_category_role_and_scene() -> None:
     query = row.queries[0]
     assert (query["category"], query["role"], query["scene"], query["kind"]) == ("百科", "学生", "写作业", "question")
     assert FAITHFUL.package_files() == prompt_hash("persona", "query") != CONFIG.package_files()
+
+
+@pytest.mark.parametrize("config", [CONFIG, FAITHFUL])
+def test_calls_are_about_the_whole_text(config: SynthesizeConfig) -> None:
+    """Its hash is what an answer is forgotten by, though a part was shown, and though no table was written."""
+    asked = []
+    client = ScriptedLLM(lambda call: asked.append(call) or good(call))
+    run(client, config=config)
+    assert asked and {call.subject for call in asked} == {12}
 
 
 def test_draws_follow_the_weights_and_are_the_passages_own() -> None:
