@@ -56,8 +56,12 @@ def is_local(uri: str) -> bool:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Writes a JSON file so that it is either whole or absent, whatever is killed."""
-    data = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode()
+    """Writes a JSON file as `write_bytes` does."""
+    write_bytes(uri, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes a file so that it is either whole or as it was, whatever is killed; one that stands keeps its mode."""
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, data)  # object stores put atomically
@@ -68,6 +72,8 @@ def write_json(uri: str, value: Any) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if os.path.exists(path):
+        shutil.copymode(path, temporary)
     os.replace(temporary, path)
 
 

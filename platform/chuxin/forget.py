@@ -12,12 +12,10 @@ copies of an object store's artifacts in the nodes' temporary directories (artif
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from chuxin.artifacts import Artifact, filesystem, read_json, write_json
+from chuxin.artifacts import Artifact, filesystem, read_json, write_bytes, write_json
 from chuxin.corpus.passages import FORGOTTEN
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
@@ -147,7 +145,7 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
     if forgotten is None:
         remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
         raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
-    _add_forgotten(os.path.realpath(os.path.expanduser(forgotten)), passage_id, found.hashes)
+    _add_forgotten(os.path.expanduser(forgotten), passage_id, found.hashes)
     removed = sum(remove_answers(directory, lambda value: value[-1] in found.shown) for directory in answers)
     for page in pages:
         fs, place = filesystem(page)
@@ -159,23 +157,14 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
 
 
 def _add_forgotten(path: str, passage_id: int, hashes: set[int]) -> None:
-    """Adds lines to the file of forgotten passages, whole or not at all; a file that curate would refuse stays."""
+    """Adds lines to the file of forgotten passages; one that curate would refuse stays as it is."""
+    fs, place = filesystem(path)
     lines: list[str] = []
-    if os.path.exists(path):
+    if fs.exists(place):
         read_forgotten(path)
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = fs.cat_file(place).decode().splitlines()
     lines += [line for line in (f"{passage_id} {text_hash}" for text_hash in sorted(hashes)) if line not in lines]
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    if os.path.exists(path):
-        shutil.copymode(path, temporary)
-    os.replace(temporary, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY)
-    os.fsync(folder)  # the file's name too
-    os.close(folder)
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def finish_removals(uris: Sequence[str]) -> list[str]:

@@ -387,7 +387,8 @@ def measure(rounds: int) -> dict[str, Any]:
     # Hours of two cores: a world that is not measured now stays as it was.
     worlds = json.loads(RECORD.read_text(encoding="utf-8"))["worlds"] if RECORD.exists() else {}
     if not given or "sample" not in given.keys() | worlds.keys():
-        raise InputError("WORKSPACE", "it is not set", "Set it to the folder of a finished `make demo`")
+        raise InputError("WORKSPACE", "it is not set", "Set it to the folder of a finished `make demo` (or, once "
+                         "that is on record, REAL_WORKSPACE and DATA for the real world alone)")
     torch.set_num_threads(SETTINGS["threads"])
     with tempfile.TemporaryDirectory(prefix="bench-cleaning-") as folder:
         for name, folders in given.items():

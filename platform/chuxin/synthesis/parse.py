@@ -15,7 +15,7 @@ from chuxin.schema import KEEP
 from chuxin.synthesis.render import CATEGORIES, FENCE, ROLE_CHARS, SCENE_CHARS
 
 # Only where an answer begins that is no JSON: a query may well begin so (抱歉信怎么写, 对不起，我爱你是谁唱的).
-_REFUSAL = re.compile(
+_REFUSED_ANSWER = re.compile(
     r"\s*(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)"
     r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您)|I(?:'m| am) sorry|Sorry[,.]|As an AI)",
     re.IGNORECASE,
@@ -23,7 +23,7 @@ _REFUSAL = re.compile(
 # In the place of a query: an apology or a machine's self-introduction with an inability, or a bare inability. Somebody
 # who searches may be unable as well (我不能完成作业怎么办), but asks; what a machine offers instead is no question.
 _UNABLE = r"(?:无法|不能|不会|不便|没有|未(?:提供|提及|包含|给出)|不足|can't|can ?not|unable|do(?:es)?(?:n't| not))"
-_REFUSED = re.compile(
+_REFUSED_QUERY = re.compile(
     r"\s*(?:(?:(?:很|非常|十分)?(?:抱歉|对不起)[，,。！!]|I(?:'m| am) sorry[,. ]|Sorry[,.]).{0,40}?" + _UNABLE +
     r"|(?:作为(?:一[个名款])?(?:AI|人工智能|大?语言模型|智能助手)[^，,。]{0,8}[，,]|As an AI).{0,40}?" + _UNABLE +
     r"|(?:我|本模型)(?:无法|不能|没有办法)(?:提供|回答|生成|完成|满足|协助|为您))",
@@ -76,7 +76,7 @@ def read_object(text: str, finish: str = "stop") -> Parsed:
             # Half a surrogate pair is no text, and fails here; so do 5,000 digits and 10,000 brackets above.
             json.dumps(value, ensure_ascii=False).encode()
             return Parsed(value, KEEP)
-    if _REFUSAL.match(text):
+    if _REFUSED_ANSWER.match(text):
         return Parsed(None, "refusal")
     return Parsed(None, "cut" if finish == "length" else "not_json")
 
@@ -145,7 +145,7 @@ def clean_query(query: str, kind: str | None = None) -> Parsed:
         text = text[1:-1].strip()
     if _PLACEHOLDER.fullmatch(text):
         return Parsed(query, "empty")
-    refused = _REFUSED.match(text) and not _ASKS.search(_OFFER.sub("", text))
+    refused = _REFUSED_QUERY.match(text) and not _ASKS.search(_OFFER.sub("", text))
     return Parsed(query, "refusal") if refused else Parsed(text, KEEP)
 
 

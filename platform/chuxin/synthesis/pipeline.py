@@ -101,8 +101,7 @@ def _label(
 ) -> None:
     table = chosen(Slice(**part).read(_PASSAGE_COLUMNS), config.seed, limit)
     cutter = Cutter(directory, config.passage_max_tokens)
-    names = ("passage_id", "text_hash")
-    rows = [{"text": cutter.cut(r["text"]), **{name: r[name] for name in names}} for r in table.to_pylist()]
+    rows = [{**row, "text": cutter.cut(row["text"])} for row in table.to_pylist()]
 
     async def label(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
         return {**row, "score": None if holds_fence(row["text"]) else
