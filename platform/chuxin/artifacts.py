@@ -61,12 +61,17 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file so that it is either whole or as it was, whatever is killed; one that stands keeps its mode."""
+    """Writes a file so that it is either whole or as it was, whatever is killed or loses its power.
+
+    One that stands keeps its mode, and a link still leads to the same file.
+    """
     fs, path = filesystem(uri)
     if not is_local(uri):
         fs.pipe_file(path, data)  # object stores put atomically
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    path = os.path.realpath(path)
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with open(temporary, "wb") as file:
         file.write(data)
@@ -75,6 +80,11 @@ def write_bytes(uri: str, data: bytes) -> None:
     if os.path.exists(path):
         shutil.copymode(path, temporary)
     os.replace(temporary, path)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(held)  # the file's name too
+    finally:
+        os.close(held)
 
 
 def read_json(uri: str) -> Any | None:

@@ -140,7 +140,7 @@ def through_ours(pool, execution):
     def side() -> list[str]:
         pool.reset_prefix_cache()
         with tempfile.TemporaryDirectory() as folder:
-            crew = Crew(pool.client, None, "m", folder, execution)
+            crew = Crew(pool.client, pool.ledger, "m", folder, execution)
             return crew.run(calls(SETTINGS["seed"]), work, failed)[0]
 
     return side

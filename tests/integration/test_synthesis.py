@@ -27,7 +27,7 @@ import four_bits  # noqa: E402  (beside this file)
 import random_llm  # noqa: E402  (beside the unit tests)
 import served  # noqa: E402
 from driver import kill_when  # noqa: E402  (beside this file)
-from scripted import ScriptedLLM  # noqa: E402
+from scripted import ScriptedLLM, played  # noqa: E402
 
 import chuxin.synthesis.llm as llm_module
 from chuxin import runner
@@ -41,7 +41,8 @@ from chuxin.runner import Context
 from chuxin.schema import KEEP, PASSAGES
 from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, seed_of, verdict, writing
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
-from chuxin.synthesis.llm import Ledger, LLMPool, PoolClient
+from chuxin.synthesis.ledger import Ledger
+from chuxin.synthesis.llm import LLMPool, PoolClient
 from chuxin.synthesis.parse import read_queries
 from chuxin.synthesis.pipeline import judge, synthesize
 from chuxin.synthesis.render import NO, YES, Ask, describe, rich_schema
@@ -191,7 +192,7 @@ def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -
             assert not psutil.wait_procs([process], timeout=120)[1]
         return answer.text
 
-    crew = Crew(Watched(pool._engines), None, "m", str(tmp_path), LLMExecution(concurrency=WAITING))
+    crew = Crew(Watched(pool._engines), pool.ledger, "m", str(tmp_path), LLMExecution(concurrency=WAITING))
     results, counts = crew.run(range(WAITING), work, lambda row, error: "")
     assert all(results) and counts["calls_bought"] == WAITING == len(stored)
     assert counts["engine_deaths"] > 0 and not counts["calls_stored"] and not counts["calls_quarantined"]
@@ -227,7 +228,8 @@ def test_a_lone_call_knows_whether_it_was_in_the_engine_that_died(pool: LLMPool)
 def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     import ray
 
-    ledger = ray.remote(Ledger).options(num_cpus=0).remote(10**9, None, 1)
+    budget = LLMExecution(concurrency=4, budget_tokens=10**9)
+    ledger = ray.remote(Ledger).options(num_cpus=0).remote(budget.budget_tokens)
 
     done = set[int]()
 
@@ -238,11 +240,11 @@ def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:
             ray.kill(ledger)
         return text
 
-    crew = Crew(ScriptedLLM(lambda call: 0.9), ledger, "m", str(tmp_path), LLMExecution(concurrency=4))
+    crew = Crew(ScriptedLLM(lambda call: 0.9), ledger, "m", str(tmp_path), budget)
     with pytest.raises(InputError, match="budget: the process that counts it is gone"):
         crew.run(range(10**6), work, lambda row, error: "")
     asked = sorted(done)
-    results, counts = crew._replace(ledger=None).run(asked, work, lambda row, error: "")
+    results, counts = crew._replace(ledger=played()).run(asked, work, lambda row, error: "")
     assert all(results) and counts == {"calls_stored": len(asked)}
 
 

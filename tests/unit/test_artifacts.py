@@ -91,6 +91,13 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     write_json(str(target), {"键": 1})
     assert json.loads(target.read_text()) == {"键": 1}
     assert [p.name for p in target.parent.iterdir()] == ["x.json"]
+    # One that stands keeps its mode, and what a link leads to is written, not the link.
+    target.chmod(0o640)
+    link = tmp_path / "link.json"
+    link.symlink_to(target)
+    write_json(str(link), {"键": 2})
+    assert link.is_symlink() and json.loads(target.read_text()) == {"键": 2}
+    assert target.stat().st_mode & 0o777 == 0o640 and not list(tmp_path.glob("*.tmp"))
 
 
 def test_object_stores_hold_the_same_artifact() -> None:

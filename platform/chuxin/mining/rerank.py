@@ -1,7 +1,8 @@
 """Scores of a cross-encoder, in the struct of the candidate they belong to.
 
-Each distinct (query, text) is scored once, whatever number of groups asks for it; pairs are tokenised and sorted by
-length a chunk at a time. Leaves out: the forward pass and its budget (encoding/pairs.py), thresholds (select.py).
+Each distinct (query, text) of a part is scored once, whatever number of its groups asks for it; pairs are tokenised
+and sorted by length a chunk at a time. Leaves out: the forward pass and its budget (encoding/pairs.py), thresholds
+(select.py).
 
 Shapes: N candidates of all groups, M those to score.
 """

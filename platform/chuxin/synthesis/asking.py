@@ -4,7 +4,7 @@ A request that finds no answer is sent again a few times, and then is nobody's s
 A call that was in an engine when that died is sent again among ever fewer others, at last with the engine to itself,
 so that the rows that shared the engine are not blamed, and hundreds of them need not go one by one; one that brings
 it down `max_crashes` times alone, while the engine answers others in between, is set aside for good. One that raises
-each time, while the engine answers others, fails: its row's status. Leaves out: engines (llm.py).
+before and after its engine has answered another fails: its row's status. Leaves out: engines (llm.py).
 """
 
 from __future__ import annotations
@@ -166,12 +166,12 @@ class Asking:
             )  # fmt: skip
             self._require_sound()
 
-    async def _vouched(self, place: int, other: Call | None = None) -> bool:
+    async def _vouched(self, place: int, other: Call | None = None, refusal: bool = True) -> bool:
         """True if an engine still answers a request that it answered before; bought again, and not kept.
 
-        Where it is asked whether the engine lives, a refusal is an answer. Where it is asked what it refuses, there is
-        an `other` call, in place of one that it answered before, and a refusal is none.
+        One that has answered none is asked the `other`. A `refusal` of what it answered before shows that it lives.
         """
+        known = place in self._witnesses
         witness = self._witnesses.get(place, other)
         if witness is None:
             return False
@@ -183,12 +183,29 @@ class Asking:
                     await self._answered(witness, 1)
                     return True
                 except CallFailed:  # its own fault now, as where max_model_len was lowered
-                    return other is None
+                    return refusal and known
                 except EngineLeft:
                     continue
                 except (EngineDied, Unanswered):
                     return False
         return False
+
+    async def _require_vouched(self, place: int, call: Call, how: str, error: Exception, refusal: bool) -> None:
+        """Ends the partition where its engine answers neither what it did nor a short call under the same constraint.
+
+        Args:
+            place: The engine.
+            call: One that it did not answer.
+            how: What it did, with a place for what it was asked then.
+            error: What became of the call.
+            refusal: As for `_vouched`.
+        """
+        before = "what it answered before" if place in self._witnesses else "a short one of our own"
+        probe = PROBE_VERDICT if call.choices else PROBE._replace(schema=call.schema)
+        if not await self._vouched(place, probe, refusal):
+            self._broken = InputError("the LLM", f"{how.format(before)} ({error})"[:400], "Repair it and run again: "
+                                      "what was bought is stored, and no row of this partition was blamed")  # fmt: skip
+            self._require_sound()
 
     def _bought(self, answer: Answer) -> None:
         self.counts["prompt_tokens_bought"] += answer.prompt_tokens
@@ -197,33 +214,35 @@ class Asking:
 
     async def _buy(self, call: Call, place: int) -> Answer:
         try:
-            try:
-                answer = await self._answered(call)
-            except EngineDied:
-                answer = await self._suspected(call)
+            answer = await self._insisted(call, place)
         except CallFailed as error:
             self._refused[place] += 1
             if self._refused[place] == _REFUSED:
-                if not await self._vouched(place, PROBE_VERDICT if call.choices else PROBE):
-                    before = "what it answered before too" if place in self._witnesses else "a short one of our own too"
-                    self._broken = InputError("the LLM", f"it refused {_REFUSED} requests in a row, and {before} "
-                                              f"({error})"[:400], "Repair it and run again: what was bought is stored, "
-                                              "and no row of this partition was blamed")  # fmt: skip
-                    self._require_sound()
+                how = f"it refused {_REFUSED} requests in a row, and {{}} too"
+                await self._require_vouched(place, call, how, error, refusal=False)
                 del self._refused[place]
             raise
-        except CallRaised as error:
-            if place not in self._witnesses:
-                raise
-            if await self._vouched(place):
-                raise CallFailed(str(error)) from error
-            self._broken = InputError("the LLM", f"it does not answer even what it answered before ({error})"[:400],
-                                      "Repair it and run again: what was bought is stored, and no row was blamed")
-            self._require_sound()
         if answer.finish == _CRASHED:
             return answer
         self.counts["calls_bought"] += 1
         return answer._replace(text=_whole(answer.text))
+
+    async def _insisted(self, call: Call, place: int) -> Answer:
+        """Sends a call that raises once more, after its engine has answered another: an outage may have passed."""
+        try:
+            return await self._sent(call)
+        except CallRaised as error:
+            await self._require_vouched(place, call, "it does not answer even {}", error, refusal=True)
+        try:
+            return await self._sent(call)
+        except CallRaised as error:
+            raise CallFailed(str(error)) from error
+
+    async def _sent(self, call: Call) -> Answer:
+        try:
+            return await self._answered(call)
+        except EngineDied:
+            return await self._suspected(call)
 
     async def _answered(self, call: Call, share: int | None = None) -> Answer:
         for left in reversed(range(_TRIES)):

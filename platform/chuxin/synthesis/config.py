@@ -123,11 +123,12 @@ class LLMExecution:
     WORKSPACE/answers."""
 
     budget_tokens: int | None = None
-    """Tokens, read and written, that one run may buy; then it stops, and a rerun goes on. Stored answers cost none.
-    Rows in work are finished, so it is passed by at most `concurrency` rows a partition."""
+    """Tokens, read and written, that one run of this stage may buy; then it stops, and a rerun goes on. Stored answers
+    cost none. Rows in work are finished, so it is passed by at most `concurrency` rows a partition."""
 
     budget_gpu_hours: float | None = None
-    """Hours of all engines' GPUs (of engines, where they have none) that one run may take."""
+    """Hours of all engines' GPUs (of engines, where they have none) that one run of this stage may take, from when
+    they have their place on."""
 
     def __post_init__(self) -> None:
         """What cannot work is refused here."""
@@ -139,6 +140,11 @@ class LLMExecution:
     def answers_in(self, workspace: str) -> str:
         """Returns the answer store's directory: `answers` with ~ and file:// resolved, else the workspace's own."""
         return os.path.expanduser((self.answers or f"{workspace}/answers").removeprefix("file://"))
+
+    @property
+    def limited(self) -> bool:
+        """True where a budget is set."""
+        return self.budget_tokens is not None or self.budget_gpu_hours is not None
 
     def engine_options(self) -> tuple[float, ...]:
         """Returns what shapes the engines: stages where it is the same can use the same ones."""

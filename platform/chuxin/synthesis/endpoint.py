@@ -69,7 +69,12 @@ class EndpointClient:
             self._opened().chat.completions.create, model=self._model, messages=call.messages,
             temperature=call.temperature, top_p=call.top_p, max_tokens=call.max_tokens, seed=call.seed, **options,
         )  # fmt: skip
+        if not reply.choices:
+            raise CallRaised("the endpoint's reply has no choices")
         choice, usage = reply.choices[0], reply.usage
+        if usage is None:
+            raise InputError(self._url, "the endpoint does not say how many tokens it read and wrote",
+                             "Name one whose replies have `usage`: budgets and costs are counted by it")
         cached = getattr(usage.prompt_tokens_details, "cached_tokens", None) or 0
         if call.choices and not (choice.logprobs and choice.logprobs.content):
             raise InputError(self._url, "the endpoint gives no log-probabilities, which verdicts are made of",

@@ -1,4 +1,4 @@
-"""LLM engines: Ray actors with one vLLM engine each, and the ledger of what a run may buy.
+"""LLM engines: Ray actors with one vLLM engine each, and the pool of them that a stage asks.
 
 An engine that dies is started again by its actor, an actor that dies by Ray; whoever was in it is told and asks again
 among ever fewer others (asking.py). Whoever waited for a turn only waits longer where the engine died; where its
@@ -16,7 +16,6 @@ import math
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from chuxin.synthesis.calls import (
 )
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
+from chuxin.synthesis.ledger import Ledger
 from chuxin.synthesis.turns import Turns
 
 # vLLM's default on CPUs is 128, and a passage of fewer tokens than a block shares nothing.
@@ -53,7 +53,6 @@ _START_TRIES = 3
 """Times that starting again may take an actor's process down too."""
 _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
-_SILENT_SECONDS = 30.0
 _kept: dict[tuple[Any, ...], list[Any]] = {}
 """Engines of a stage of this driver that the next one takes over, by what they are: their start takes longer than
 many a stage, and they hold the prefixes of passages that it asks about too."""
@@ -77,6 +76,11 @@ class Engine:
         self._number = 0
         self._turns = Turns(_QUEUED * execution.max_num_seqs)
         self._starting: asyncio.Task[None] | None = None
+        self._placed = time.monotonic()
+
+    async def age(self) -> float:
+        """Returns the seconds since the actor got its place, and with it its GPUs."""
+        return time.monotonic() - self._placed
 
     async def start(self) -> int:
         """Starts the engine if none runs; returns the actor's process id.
@@ -350,48 +354,6 @@ def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) 
                          "(logical CPUs of a local run)")  # fmt: skip
 
 
-class Ledger:
-    """What a run has bought; an actor. Rows are admitted while budget is left, and those admitted are finished.
-
-    Args:
-        tokens: Most tokens read and written, or None.
-        gpu_hours: Most hours of all GPUs together, or None.
-        gpus: GPUs (or engines) in use.
-    """
-
-    def __init__(self, tokens: int | None, gpu_hours: float | None, gpus: float) -> None:
-        self._tokens, self._gpu_hours, self._gpus = tokens, gpu_hours, gpus
-        self._spent, self._started = 0, time.monotonic()
-        self._rows: Counter[str] = Counter()
-        self._heard: dict[str, float] = {}
-
-    def admit(self, holder: str) -> str:
-        """Returns "" and counts the row of a partition's attempt, or says why nothing more is bought."""
-        if self._tokens is not None and self._spent >= self._tokens:
-            return f"the budget of {self._tokens:,} tokens is spent ({self._spent:,} bought)"
-        hours = (time.monotonic() - self._started) / 3600 * self._gpus
-        if self._gpu_hours is not None and hours >= self._gpu_hours:
-            return f"the budget of {self._gpu_hours:g} GPU hours is spent"
-        self._rows[holder] += 1
-        self.beat(holder)
-        return ""
-
-    def settle(self, holder: str, tokens: int) -> None:
-        """Counts a finished row and the tokens bought since the last."""
-        self._rows[holder] -= 1
-        self._spent += tokens
-        self.beat(holder)
-
-    def beat(self, holder: str) -> None:
-        """Notes that a partition's attempt lives."""
-        self._heard[holder] = time.monotonic()
-
-    def busy(self) -> int:
-        """Returns the rows admitted and not finished, without those of attempts not heard of: they were killed."""
-        since = time.monotonic() - _SILENT_SECONDS
-        return sum(rows for holder, rows in self._rows.items() if self._heard[holder] >= since)
-
-
 class LLMPool:
     """The engines, or the endpoint, and the ledger of one stage. A context manager: its end ends the engines.
 
@@ -411,19 +373,23 @@ class LLMPool:
         self._keep = keep
         self._kind = (ray.get_runtime_context().get_job_id(), path, config, execution.engine_options())
         self.client: Client
-        self.ledger: Any = None
+        started: list[Any] = []
         if config.endpoint is not None and config.served_name is not None:
             client = EndpointClient(config.endpoint, config.served_name, execution.timeout)
             asyncio.run(client.check())
             self.client = client
         else:
-            self._engines = _taken_over(self._kind, execution) or _start(path, config, execution)
+            self._engines = _taken_over(self._kind, execution)
+            if not self._engines:
+                self._engines = started = _start(path, config, execution)
             self.client = PoolClient(self._engines, execution.start_timeout)
-        if execution.budget_tokens is not None or execution.budget_gpu_hours is not None:
-            gpus = execution.engines * (execution.gpus_per_engine or 1)
-            self.ledger = ray.remote(Ledger).options(num_cpus=0).remote(
-                execution.budget_tokens, execution.budget_gpu_hours, gpus
-            )
+        gpus = execution.gpus_per_engine or 1
+        used = gpus * sum(ray.get([engine.age.remote() for engine in started]))
+        # One that counts is not started again: what it counted is gone with it.
+        again = {} if execution.limited else {"max_restarts": -1, "max_task_retries": -1}
+        self.ledger = ray.remote(Ledger).options(num_cpus=0, **again).remote(
+            execution.budget_tokens, execution.budget_gpu_hours, gpus * execution.engines, used
+        )
 
     def reset_prefix_cache(self) -> None:
         """Makes the engines forget the prefixes they have computed."""
@@ -433,8 +399,7 @@ class LLMPool:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if self.ledger is not None:
-            ray.kill(self.ledger)
+        ray.kill(self.ledger)
         _kept[self._kind] = self._engines
         if failure or not self._keep:
             release_engines()

@@ -62,7 +62,7 @@ def gate(ctx: Context, config: GateConfig) -> None:
     """Asks an LLM about a sample of passages, fits the gate and scores all passages.
 
     Raises:
-        InputError: There is no passage, or the LLM cannot be had.
+        InputError: There is no passage, the LLM cannot be had, or it gave no verdict on half of what it was asked.
     """
     parts = dict(slices(_artifact(ctx, config.passages).parts("passages")))
     work = {key: part._asdict() for key, part in parts.items()}
@@ -85,11 +85,12 @@ def gate(ctx: Context, config: GateConfig) -> None:
 
 
 def _fit(config: GateConfig, key: str, files: Sequence[str], attempt: Attempt) -> None:
-    labels = pa.concat_tables(Slice(file).read() for file in files)
-    labels = labels.filter(pc.is_valid(labels["score"]))
-    if not len(labels):
-        raise InputError(key, "the LLM gave no verdict on any passage",
-                         "Check `passages` and the LLM, remove the folder of this stage and run again")
+    asked = pa.concat_tables(Slice(file).read() for file in files)
+    labels = asked.filter(pc.is_valid(asked["score"]))
+    if 2 * len(labels) <= len(asked):  # few verdicts, of short passages say, would speak for all
+        raise InputError(key, f"the LLM gave a verdict on {len(labels)} of {len(asked)} passages",
+                         "Check `passages`, `passage_max_tokens` and the LLM, remove the folder of this stage and run "
+                         "again")
     fitted = gates.fit(labels["text"].to_pylist(), labels["score"].to_numpy(), config.seed, config.validation_share,
                        config.keep_recall)  # fmt: skip
     gates.save(fitted, attempt.path("gate.npz"))

@@ -34,7 +34,7 @@ class Crew(NamedTuple):
 
     client: Client
     ledger: Any
-    """The Ray actor that counts what is bought, or None without a budget."""
+    """The Ray actor with the stage's Ledger."""
     model: str
     """NAME@DIGEST: a checkpoint is called by its name, and its answers are found by its content's digest."""
     answers: str
@@ -57,7 +57,8 @@ class Crew(NamedTuple):
 
         Raises:
             InputError: The budget is spent, the disk is full, the LLM is out of reach, or a row failed otherwise than
-                by a refusal. Rows in work are finished first, and every answer bought is stored.
+                by a refusal; or another partition says so. Rows in work, here and there, are finished first, and
+                every answer bought is stored.
         """
         with AnswerStore(self.answers) as store:
             asking = Asking(self.client, store, self.model.rpartition("@")[2], self.execution.max_crashes)
@@ -82,7 +83,7 @@ class Crew(NamedTuple):
                 if stop or len(lost) >= _MOST_LOST:
                     return
                 try:
-                    reason = await self._told("admit", holder)
+                    reason = await self._told("admit") if self.execution.limited else ""
                     if reason:
                         stop.append(InputError("budget", reason, _ANEW))
                         return
@@ -96,17 +97,23 @@ class Crew(NamedTuple):
                 bought = asking.counts["prompt_tokens_bought"] + asking.counts["output_tokens_bought"]
                 owed, settled = bought - settled, bought
                 try:
-                    await self._told("settle", holder, owed)
+                    if self.execution.limited:
+                        await self._told("settle", owed)
                 except InputError as error:
                     stop.append(error)
 
+        async def heed() -> None:
+            problem = await self._told("beat", holder)
+            if problem and not stop:
+                stop.append(InputError(*problem))
+
         async def beat() -> None:
-            while self.ledger is not None:
-                await self._told("beat", holder)
+            while True:  # also while the last rows are finished
                 await asyncio.sleep(_BEAT_SECONDS)
+                await heed()
 
+        await heed()
         beating = asyncio.create_task(beat())
-
         try:
             await asyncio.gather(*(worker() for _ in range(min(self.execution.concurrency, len(rows)))))
         finally:
@@ -115,22 +122,27 @@ class Crew(NamedTuple):
             close = getattr(self.client, "close", None)
             if close is not None:
                 await close()
-        if stop:
-            # The first partition to say so ends the stage: wait until the others have stored what they had asked for.
-            # One that takes longer than a request may loses what it has in work; why all stop is said in any case.
-            with contextlib.suppress(TimeoutError, InputError):
-                async with asyncio.timeout(self.execution.timeout):
-                    while await self._told("busy"):
-                        await asyncio.sleep(_POLL_SECONDS)
-            raise stop[0]
-        if lost:
-            raise _unanswered(lost, len(rows))
+        problem = stop[0] if stop else _unanswered(lost, len(rows)) if lost else None
+        await self._leave(holder, problem)
+        if problem is not None:
+            raise problem
         return results
 
+    async def _leave(self, holder: str, problem: InputError | None) -> None:
+        """Tells the ledger that no row is in work here, and where there is a problem waits for the other partitions.
+
+        The first to raise ends the stage, and with it what others have in work: they hear of the problem, begin no
+        further row, and store what they had asked for. One that takes longer than a request may loses what it has in
+        work; why all stop is said in any case.
+        """
+        with contextlib.suppress(TimeoutError, InputError):
+            async with asyncio.timeout(self.execution.timeout):
+                await self._told("leave", holder, problem.args if problem else ())
+                while problem and await self._told("busy"):
+                    await asyncio.sleep(_POLL_SECONDS)
+
     async def _told(self, method: str, *given: Any) -> Any:
-        """Asks the ledger; None without one. What nobody counts is not bought: a ledger that is gone ends the run."""
-        if self.ledger is None:
-            return None
+        """Asks the ledger. What nobody counts is not bought: a ledger that is gone ends the run."""
         try:
             return await getattr(self.ledger, method).remote(*given)
         except Exception as error:

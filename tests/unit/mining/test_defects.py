@@ -4,6 +4,7 @@ The published behaviour stands beside ours in a few lines, so that the input is 
 """
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,15 @@ import torch
 
 from chuxin.encoding.pairs import score_pairs
 from chuxin.ids import text_hash
-from chuxin.mining.config import NegativeRule, SelectConfig
+from chuxin.mining import pipeline
+from chuxin.mining.config import MineConfig, NegativeRule, SelectConfig
 from chuxin.mining.find import Given, Hits
-from chuxin.mining.inputs import cut_row_groups, cut_rows
 from chuxin.mining.join import join_miners
 from chuxin.mining.select import select_table
 from chuxin.models.packed import Packed
 from chuxin.schema import GROUPS
 
-from .world import candidate, candidates_table, group, passage, store
+from .world import candidate, candidates_table, group, passage, run, store
 
 RULES = SelectConfig("rerank", "mine", seed=3, negatives=NegativeRule(first_rank=1, relative_margin=None))
 
@@ -129,9 +130,11 @@ def test_defect_a_batch_of_thousands_is_padded_to_its_longest() -> None:
     assert scores.tolist() == [len(pair) for pair in pairs]
 
 
-def test_defect_everything_in_one_process(world: Path) -> None:
-    # Work is cut by files and rows alone: any number of processes takes the partitions, and none is counted by hand.
-    slices = list(cut_row_groups([f"{world}/passages-0.parquet", f"{world}/passages-1.parquet"], 40))
-    assert [(s["start"], s["end"]) for s in slices] == [(0, 1), (0, 2), (2, 4), (4, 5)]
-    blocks = list(cut_rows([f"{world}/labelled.parquet", f"{world}/synthetic.parquet"], 5))
-    assert [(b["start"], b["end"]) for b in blocks] == [(0, 5), (5, 10), (10, 12), (0, 5), (5, 9)]
+def test_defect_everything_in_one_process(world: Path, tiny_model: str) -> None:
+    """The published script encodes, searches and writes in one process, and begins anew when that ends."""
+    groups = (f"{world}/labelled.parquet", f"{world}/synthetic.parquet")
+    config = MineConfig(groups, f"{world}/passages-*.parquet", tiny_model, query_max_len=16, passage_max_len=32,
+                        keep=30, shard_passages=40, query_block=5, spans=2)  # fmt: skip
+    mined = run(world, "mine-in-parts", pipeline.mine, config)
+    parts = Counter(part["key"].partition("-")[0] for part in mined.partitions())
+    assert parts == {"owners": 1, "store": 5, "queries": 5, "search": 10, "candidates": 5, "summary": 1}

@@ -1,10 +1,13 @@
 """An LLM played by a function, at the rim where engines stand: what it is sent is counted."""
 
+import asyncio
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 from chuxin.synthesis.calls import Answer, Call, EngineDied
+from chuxin.synthesis.ledger import Ledger
 from chuxin.synthesis.render import FENCE, NO, YES
 
 Reply = str | Exception
@@ -46,6 +49,25 @@ class ScriptedLLM:
 
     def place(self, call: Call) -> int:
         return self.engine(call)
+
+
+class PlayedLedger:
+    """A ledger in this process, with an actor's handles: `.METHOD.remote` returns what can be awaited."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        async def remote(*given: object) -> object:
+            await asyncio.sleep(0)
+            return getattr(self._ledger, name)(*given)
+
+        return SimpleNamespace(remote=remote)
+
+
+def played() -> PlayedLedger:
+    """A ledger without a budget."""
+    return PlayedLedger(Ledger())
 
 
 def document(call: Call) -> str:

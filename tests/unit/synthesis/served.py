@@ -24,6 +24,8 @@ class Server(ThreadingHTTPServer):
         self.statuses: list[int] = []
         self.alternatives = {"是": math.log(0.7), "否": math.log(0.1), "我": math.log(0.05)}
         self.reply: Callable[[dict], str] = lambda request: '{"query": "甲是谁"}'
+        self.usage: dict | None = {"prompt_tokens": 31, "completion_tokens": 7, "total_tokens": 38}
+        self.choices = 1
         self.keys: set[str] = set()
         self.wait = 0.0
         self.limit = math.inf
@@ -98,5 +100,5 @@ class Handler(BaseHTTPRequestHandler):
         logprobs = {"content": [{**top[0], "top_logprobs": top}], "refusal": None} if asked and top else None
         message = {"role": "assistant", "content": "是" if asked else server.reply(body), "refusal": None}
         choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, "message": message}
-        self.reply(200, {"id": "1", "object": "chat.completion", "created": 1, "model": "qwen", "choices": [choice],
-                         "usage": {"prompt_tokens": 31, "completion_tokens": 7, "total_tokens": 38}})  # fmt: skip
+        self.reply(200, {"id": "1", "object": "chat.completion", "created": 1, "model": "qwen",
+                         "choices": [choice][: server.choices], "usage": server.usage})  # fmt: skip

@@ -4,10 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from scripted import ScriptedLLM, document, good
+from scripted import ScriptedLLM, document, good, played
 
 import chuxin.synthesis.asking as asking_module
-import chuxin.synthesis.llm as llm_module
 from chuxin.errors import InputError
 from chuxin.synthesis.asking import Asking, together
 from chuxin.synthesis.calls import (
@@ -260,9 +259,29 @@ def test_a_request_that_raises_fails_alone_where_the_engine_answers_others(
                          CallFailed("too long now") if document(given) == "1" else CallRaised("x"))  # fmt: skip
     told, _ = ask(client, tmp_path / "shorter", *map(call, "12"))
     assert type(told[1]) is CallFailed and str(told[1]) == "x"
-    # Where nothing else is answered it is nobody's status.
-    (told,), _ = ask(ScriptedLLM(lambda given: CallRaised("out of memory")), tmp_path / "other", call("5"))
-    assert type(told) is CallRaised
+    # One that has answered nothing yet is asked a short call under the same constraint.
+    raises = [CallRaised("out of memory")]
+    client = ScriptedLLM(lambda given: "{" if given.prompt == "probe" and given.schema else raises[0])
+    (told,), _ = ask(client, tmp_path / "lone", call("5"))
+    assert type(told) is CallFailed and client.sent == {"query": 6, "probe": 1}
+    # Where that is not answered either it is nobody's status.
+    (told,), _ = ask(ScriptedLLM(lambda given: raises[0]), tmp_path / "other", call("5"))
+    assert type(told) is InputError and "not answer even a short one of our own (out of memory)" in str(told)
+
+
+def test_an_outage_that_passes_before_the_witness_is_asked_blames_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking_module, "_PAUSE_SECONDS", 0.0)
+    raises = iter([False, *[True] * 25])  # the eight at work try three times each, and the witness once in vain
+    client = ScriptedLLM(lambda given: CallRaised("503") if next(raises, False) else good(given))
+
+    async def work(text: str, ask) -> str:
+        return (await ask(call(text))).text
+
+    crew = Crew(client, played(), "m", str(tmp_path), LLMExecution(concurrency=8))
+    results, counts = crew.run([*map(str, range(12))], work, lambda row, error: "failed")
+    assert "failed" not in results and (counts["calls_bought"], counts["calls_unanswered"]) == (12, 25)
 
 
 def test_refusals_in_a_row_are_the_rows_own_while_the_engine_answers_what_it_did(tmp_path: Path) -> None:
@@ -346,122 +365,3 @@ def test_a_refused_request_is_that_rows_and_is_not_stored(tmp_path: Path) -> Non
     assert isinstance(failed, CallFailed)
     (answer,), counts = ask(ScriptedLLM(), tmp_path, call())
     assert answer.text and counts["calls_bought"] == 1
-
-
-class Ledger:
-    """An actor's methods, here: `.remote` returns what can be awaited."""
-
-    def __init__(self, rows: int) -> None:
-        self.left, self.busy_rows, self.tokens, self.beats = rows, 0, 0, 0
-        methods = (self._admit, self._settle, lambda: self.busy_rows, self._beat)
-        self.admit, self.settle, self.busy, self.beat = map(self.Method, methods)
-
-    class Method:
-        def __init__(self, f) -> None:
-            self.f = f
-
-        async def remote(self, *arguments):
-            await asyncio.sleep(0)
-            return self.f(*arguments)
-
-    def _admit(self, holder: str) -> str:
-        self.left -= 1
-        self.busy_rows += self.left >= 0
-        return "" if self.left >= 0 else "the budget of 10 tokens is spent"
-
-    def _beat(self, holder: str) -> None:
-        self.beats += 1
-
-    def _settle(self, holder: str, tokens: int) -> None:
-        self.busy_rows -= 1
-        self.tokens += tokens
-
-
-def test_a_spent_budget_stops_and_keeps_what_was_bought(tmp_path: Path) -> None:
-    async def work(text: str, ask) -> str:
-        return (await ask(call(text))).text
-
-    client, ledger = ScriptedLLM(), Ledger(5)
-    rows = [str(i) for i in range(20)]
-    crew = Crew(client, ledger, "m", str(tmp_path), LLMExecution(concurrency=3))
-    with pytest.raises(InputError, match="budget of 10 tokens is spent"):
-        crew.run(rows, work, lambda row, error: "")
-    assert client.sent["query"] == 5 and ledger.busy_rows == 0 and ledger.tokens > 0 and ledger.beats
-    results, counts = crew._replace(ledger=None).run(rows, work, lambda row, error: "")
-    assert counts["calls_stored"] == 5 and client.sent["query"] == 20 and all(results)
-
-
-def test_a_ledger_that_is_gone_ends_the_run(tmp_path: Path) -> None:
-    """What nobody counts is not bought: rows in work are finished, then it says so and does not hang."""
-
-    async def work(text: str, ask) -> str:
-        return (await ask(call(text))).text
-
-    for method, most in (("admit", 0), ("settle", 3), ("beat", 20)):
-        client, ledger = ScriptedLLM(), Ledger(100)
-
-        def gone(*_: object) -> None:
-            raise ConnectionError("The actor died because its node has died.\nmore")
-
-        getattr(ledger, method).f = gone
-        ledger.busy.f = gone
-        crew = Crew(client, ledger, "m", str(tmp_path / method), LLMExecution(concurrency=3))
-        if method == "beat":
-            assert len(crew.run([str(i) for i in range(20)], work, lambda row, error: "")[0]) == 20
-            continue
-        with pytest.raises(InputError, match="budget: the process that counts it is gone .The actor died .* died."):
-            crew.run([str(i) for i in range(20)], work, lambda row, error: "")
-        assert client.sent["query"] == most
-
-
-def test_rows_of_others_that_never_end_do_not_change_why_it_stops(tmp_path: Path) -> None:
-    ledger = Ledger(0)
-    ledger.busy_rows = 1
-    crew = Crew(ScriptedLLM(), ledger, "m", str(tmp_path), LLMExecution(timeout=0.1))
-    with pytest.raises(InputError, match="budget of 10 tokens is spent"):
-        crew.run(["a"], lambda text, ask: ask(call(text)), lambda row, error: None)
-
-
-def test_the_ledger_forgets_rows_of_partitions_that_fell_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(llm_module.time, "monotonic", lambda: now[0])
-    ledger = llm_module.Ledger(10, None, 1)
-    assert [ledger.admit("killed"), ledger.admit("a"), ledger.admit("a")] == [""] * 3 and ledger.busy() == 3
-    ledger.settle("a", 10)
-    assert "10 tokens is spent" in ledger.admit("b") and ledger.busy() == 2
-    now[0] += 40
-    ledger.beat("a")
-    assert ledger.busy() == 1
-    ledger.settle("a", 0)
-    assert ledger.busy() == 0
-
-
-def test_a_refused_row_has_a_result_and_a_row_without_an_answer_stops_the_partition(tmp_path: Path) -> None:
-    async def work(number: int, ask) -> int:
-        if number == 3:
-            raise CallFailed("too long")
-        if number in broken:
-            raise ZeroDivisionError("no engine")
-        await ask(call(str(number)))
-        return number
-
-    client, broken = ScriptedLLM(), {4, 5}
-    crew = Crew(client, None, "m", str(tmp_path), LLMExecution(concurrency=4))
-    with pytest.raises(InputError, match="2 of a partition's 8 rows got no answer .2 × ZeroDivisionError: no engine"):
-        crew.run(range(8), work, lambda row, error: -row)
-    assert client.sent["query"] == 5
-    broken.clear()
-    results, counts = crew.run(range(8), work, lambda row, error: -row)
-    assert results == [0, 1, 2, -3, 4, 5, 6, 7] and (counts["calls_stored"], counts["calls_bought"]) == (5, 2)
-
-
-def test_a_partition_asks_no_further_where_nothing_answers(tmp_path: Path) -> None:
-    async def work(number: int, ask) -> None:
-        begun.append(number)
-        raise ConnectionError
-
-    begun: list[int] = []
-    crew = Crew(ScriptedLLM(), None, "m", str(tmp_path), LLMExecution(concurrency=1))
-    with pytest.raises(InputError, match="16 of a partition's 100 rows"):
-        crew.run(range(100), work, lambda *_: None)
-    assert len(begun) == 16

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted import played
 from served import Server
 
 import chuxin.synthesis.endpoint as endpoint_module
@@ -124,7 +125,7 @@ def test_a_server_that_gives_no_log_probabilities_is_said(server: Server, tmp_pa
     """Each verdict would be nobody's score: the stage must not end with every row refused."""
     server.alternatives = {}
     client = EndpointClient(server.url, "qwen", 10)
-    crew = Crew(client, None, "m", str(tmp_path), LLMExecution(concurrency=2))
+    crew = Crew(client, played(), "m", str(tmp_path), LLMExecution(concurrency=2))
 
     async def work(query: str, ask) -> float:
         return (await yes("standalone", ask, "", 0, query=query))[0]
@@ -132,3 +133,14 @@ def test_a_server_that_gives_no_log_probabilities_is_said(server: Server, tmp_pa
     with pytest.raises(InputError, match=f"{server.url}: .* gives no log-probabilities.*logprobs"):
         crew.run(["甲", "乙", "丙"], work, lambda *_: 0.0)
     assert len(server.sent) <= 2
+
+
+def test_a_reply_without_usage_or_choices_is_said(server: Server, tmp_path: Path) -> None:
+    """What was paid for cannot be counted: asked again, it would be paid for again."""
+    server.usage = None
+    with pytest.raises(InputError, match=f"{server.url}: .* how many tokens it read and wrote.*`usage`"):
+        ask(server, WRITING)
+    assert len(server.sent) == 1
+    server.choices = 0
+    with pytest.raises(CallRaised, match="reply has no choices"):
+        ask(server, WRITING)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import random_llm
-from scripted import ScriptedLLM, document, good, query
+from scripted import ScriptedLLM, document, good, played, query
 
 from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
@@ -42,7 +42,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedLLM:
 
     class Pool:
         def __init__(self, path: str, config: LLMConfig, execution: Any, keep: bool) -> None:
-            self.client, self.ledger = client, None
+            self.client, self.ledger = client, played()
 
         def __enter__(self) -> "Pool":
             return self
@@ -206,6 +206,14 @@ def test_the_gate_spares_the_llm_what_is_not_worth_it(folder: Path, model: str, 
     assert gate.manifest["facts"]["gate"]["recall"] == 1.0
     written = synthesize(folder, model, gate="gate").read("synthetic")
     assert set(written["passage_id"].to_pylist()) == {i for i, s in status.items() if s == KEEP}
+
+
+def test_few_verdicts_do_not_speak_for_all_passages(folder: Path, model: str, client: ScriptedLLM) -> None:
+    """As where all but the short ones are too long for the LLM: the gate would keep everything."""
+    client.reply = lambda call: 0.9 if call.prompt == "probe" or "第1" in document(call) else CallFailed("too long")
+    config = GateConfig("curate", LLMConfig(model), seed=1, labels=ROWS)
+    with pytest.raises(InputError, match=r"fit: the LLM gave a verdict on \d+ of 36 passages"):
+        stage(folder, "gate", pipeline.gate, config, "curate")
 
 
 def test_a_rerun_scores_by_the_gate_that_was_fitted(
