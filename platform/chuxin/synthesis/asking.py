@@ -46,7 +46,8 @@ _SUSPECTS = 3
 """Quarantines of an engine in a row, without an answer of it between, after which it is suspected and not the calls:
 it has to answer a request that it answered before. A poisoned query comes in one call for each criterion."""
 _UNVOUCHED = 8
-"""The same where it has answered nothing before: more than one row's calls."""
+"""The same where it has answered nothing before, and its calls that raise then: more than one row's calls."""
+_REPAIR = "Repair it and run again: what was bought is stored, and no row of this partition was blamed"
 _REFUSED = 16
 """Refusals of an engine in a row, after which it has to answer what it answered before, or else a short call: a request
 may be too long for it, but sixteen in a row look like an account or a chat template, and no row's fault."""
@@ -60,8 +61,11 @@ said that it begins would go on for ever."""
 class Client(Protocol):
     """Sends one call. Raises EngineDied, CallFailed, Unanswered or, where nothing can be sent at all, InputError."""
 
-    async def ask(self, call: Call, share: int | None = None) -> Answer:
-        """Returns the answer; no more than `share` calls, this one included, are in the engine meanwhile."""
+    async def ask(self, call: Call, share: int | None = None, place: int | None = None) -> Answer:
+        """Returns the answer; no more than `share` calls, this one included, are in the engine meanwhile.
+
+        The engine is the call's own or, for a request that is to show whether one is sound, that of number `place`.
+        """
         ...
 
     async def probe(self, call: Call) -> None:
@@ -98,6 +102,7 @@ class Asking:
         self._suspects: defaultdict[int, dict[bytes, list]] = defaultdict(dict)  # by engine
         self._witnesses: dict[int, Call] = {}  # by engine, the last call that it is known to answer
         self._refused: Counter[int] = Counter()  # by engine, since its last answer
+        self._raised: Counter[int] = Counter()
         self._broken: InputError | None = None
         self._lone = asyncio.Lock()
         self.counts: Counter[str] = Counter()
@@ -147,7 +152,7 @@ class Asking:
         value = [*answer, call.subject]
         if answer.finish != _CRASHED:
             self._witnesses[place] = call
-            del self._refused[place]
+            del self._refused[place], self._raised[place]
             if self._broken is None:  # else an engine is to blame, whatever it may still answer
                 self._confirm(place)
             self._store.put(name, value)
@@ -180,7 +185,7 @@ class Asking:
                 self._require_sound()  # one that waited for the lock need not find it out again
                 self.counts["calls_witness"] += 1
                 try:
-                    await self._answered(witness, 1)
+                    await self._answered(witness, 1, place)
                     return True
                 except CallFailed:  # its own fault now, as where max_model_len was lowered
                     return refusal and known
@@ -203,8 +208,7 @@ class Asking:
         before = "what it answered before" if place in self._witnesses else "a short one of our own"
         probe = PROBE_VERDICT if call.choices else PROBE._replace(schema=call.schema)
         if not await self._vouched(place, probe, refusal):
-            self._broken = InputError("the LLM", f"{how.format(before)} ({error})"[:400], "Repair it and run again: "
-                                      "what was bought is stored, and no row of this partition was blamed")  # fmt: skip
+            self._broken = InputError("the LLM", f"{how.format(before)} ({error})"[:400], _REPAIR)
             self._require_sound()
 
     def _bought(self, answer: Answer) -> None:
@@ -236,6 +240,11 @@ class Asking:
         try:
             return await self._sent(call)
         except CallRaised as error:
+            self._raised[place] += 1
+            if place not in self._witnesses and self._raised[place] >= _UNVOUCHED:
+                self._broken = InputError("the LLM", f"it answers short calls of our own and none of {_UNVOUCHED} "
+                                          f"others ({error})"[:400], _REPAIR)  # fmt: skip
+                self._require_sound()
             raise CallFailed(str(error)) from error
 
     async def _sent(self, call: Call) -> Answer:
@@ -244,11 +253,11 @@ class Asking:
         except EngineDied:
             return await self._suspected(call)
 
-    async def _answered(self, call: Call, share: int | None = None) -> Answer:
+    async def _answered(self, call: Call, share: int | None = None, place: int | None = None) -> Answer:
         for left in reversed(range(_TRIES)):
             self._require_sound()
             try:
-                answer = await self._client.ask(call, share)
+                answer = await self._client.ask(call, share, place)
                 self._bought(answer)
                 answer.require(call.choices)
                 return answer

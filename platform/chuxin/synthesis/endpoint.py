@@ -55,7 +55,7 @@ class EndpointClient:
             await self._client.close()
             self._client = None
 
-    async def ask(self, call: Call, share: int | None = None) -> Answer:
+    async def ask(self, call: Call, share: int | None = None, place: int | None = None) -> Answer:
         """Sends one call."""
         options: dict[str, Any] = {}
         if call.choices:

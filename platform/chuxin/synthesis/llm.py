@@ -69,6 +69,7 @@ class Engine:
     """
 
     def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
+        self._placed = time.time()  # before a checkpoint is fetched
         self._directory, self._config, self._execution = local_directory(path), config, execution
         self._engine: Any = None
         self._tokenizer: Any = None
@@ -76,14 +77,12 @@ class Engine:
         self._number = 0
         self._turns = Turns(_QUEUED * execution.max_num_seqs)
         self._starting: asyncio.Task[None] | None = None
-        self._placed = time.monotonic()
 
-    async def age(self) -> float:
-        """Returns the seconds since the actor got its place, and with it its GPUs."""
-        return time.monotonic() - self._placed
+    async def start(self) -> tuple[int, float]:
+        """Starts the engine if none runs.
 
-    async def start(self) -> int:
-        """Starts the engine if none runs; returns the actor's process id.
+        Returns:
+            The actor's process id, and the time (Unix seconds) from which on it has its place, and with it its GPUs.
 
         Raises:
             InputError: The checkpoint cannot be served, or a verdict's choices are not one token each.
@@ -93,7 +92,7 @@ class Engine:
                 self._starting = asyncio.create_task(self._start())
             # All who wait share its error: each trying again in turn, hundreds of calls would wait for hours.
             await asyncio.shield(self._starting)
-        return os.getpid()
+        return os.getpid(), self._placed
 
     async def generate(self, call: Call, share: int | None) -> tuple[str, Any]:
         """Computes one call; `share` as for `Turns.turn`.
@@ -252,9 +251,12 @@ class PoolClient:
         self._engines, self._timeout = engines, timeout
         self._returning: dict[int, asyncio.Future[None]] = {}
 
-    async def ask(self, call: Call, share: int | None = None) -> Answer:
-        """Sends one call to the engine that its first 200 characters choose; `share` as for `Turns.turn`."""
-        return await self._send(self.place(call), call, share)
+    async def ask(self, call: Call, share: int | None = None, place: int | None = None) -> Answer:
+        """Sends one call to the engine that its first 200 characters choose, or to that of number `place`.
+
+        `share` is as for `Turns.turn`.
+        """
+        return await self._send(self.place(call) if place is None else place, call, share)
 
     async def probe(self, call: Call) -> None:
         """Sends a short call to the engine that a call goes to, alone."""
@@ -373,7 +375,7 @@ class LLMPool:
         self._keep = keep
         self._kind = (ray.get_runtime_context().get_job_id(), path, config, execution.engine_options())
         self.client: Client
-        started: list[Any] = []
+        placed: list[float] = []  # of engines started for this pool
         if config.endpoint is not None and config.served_name is not None:
             client = EndpointClient(config.endpoint, config.served_name, execution.timeout)
             asyncio.run(client.check())
@@ -381,10 +383,10 @@ class LLMPool:
         else:
             self._engines = _taken_over(self._kind, execution)
             if not self._engines:
-                self._engines = started = _start(path, config, execution)
+                self._engines, placed = _start(path, config, execution)
             self.client = PoolClient(self._engines, execution.start_timeout)
         gpus = execution.gpus_per_engine or 1
-        used = gpus * sum(ray.get([engine.age.remote() for engine in started]))
+        used = gpus * sum(time.time() - since for since in placed)
         # One that counts is not started again: what it counted is gone with it.
         again = {} if execution.limited else {"max_restarts": -1, "max_task_retries": -1}
         self.ledger = ray.remote(Ledger).options(num_cpus=0, **again).remote(
@@ -425,7 +427,8 @@ def _taken_over(kind: tuple[Any, ...], execution: LLMExecution) -> list[Any]:
     return engines
 
 
-def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:
+def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[Any], list[float]]:
+    """Returns the engines' actors, once all run, and when they had their place."""
     directory = local_directory(path)
     if not os.path.isfile(os.path.join(directory, "config.json")):
         raise InputError(directory, "the LLM's directory has no config.json", "Give a checkpoint's directory")
@@ -438,17 +441,17 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> list[Any]:
     )  # fmt: skip
     engines = [actor.remote(path, config, execution) for _ in range(execution.engines)]
     try:
-        _wait(engines, execution.start_timeout)
+        return engines, _wait(engines, execution.start_timeout)
     except BaseException as error:
         for engine in engines:
             ray.kill(engine)
         raise find_input_error(error) or error from error
-    return engines
 
 
-def _wait(engines: Sequence[Any], timeout: float) -> None:
-    """Waits until all engines run; says every minute that it does."""
-    waiting, begun = [engine.start.remote() for engine in engines], time.monotonic()
+def _wait(engines: Sequence[Any], timeout: float) -> list[float]:
+    """Waits until all engines run, and says every minute that it does; returns when they had their place."""
+    started = [engine.start.remote() for engine in engines]
+    waiting, begun = started, time.monotonic()
     while waiting:
         left = timeout - (time.monotonic() - begun)
         ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(_TOLD_SECONDS, left)))
@@ -459,3 +462,4 @@ def _wait(engines: Sequence[Any], timeout: float) -> None:
                              "raise start_timeout")  # fmt: skip
         if waiting:
             print(f"{len(waiting)} of {len(engines)} engines wait for their place or load their model", flush=True)
+    return [placed for _, placed in ray.get(started)]

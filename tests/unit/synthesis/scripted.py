@@ -26,9 +26,12 @@ class ScriptedLLM:
         self.engine = lambda call: 0
         self.seeds: list[int] = []
         self.shares: list[int | None] = []
+        self.places: list[int] = []
+        """The engine of each call sent."""
 
-    async def ask(self, call: Call, share: int | None = None) -> Answer:
+    async def ask(self, call: Call, share: int | None = None, place: int | None = None) -> Answer:
         self.sent[call.prompt] += 1
+        self.places.append(self.place(call) if place is None else place)
         self.alone += share == 1
         self.shares.append(share)
         self.seeds.append(call.seed)

@@ -125,10 +125,10 @@ class Shared(ScriptedLLM):
         super().__init__()
         self.poisoned, self.turns, self.deaths = poisoned, Turns(1000), 0
 
-    async def ask(self, call, share: int | None = None):
+    async def ask(self, call, share: int | None = None, place: int | None = None):
         async with self.turns.turn(share):
             await self.inside(self.poisoned(call))
-            return await super().ask(call, share)
+            return await super().ask(call, share, place)
 
     async def probe(self, call) -> None:
         async with self.turns.turn(1):
@@ -267,6 +267,34 @@ def test_a_request_that_raises_fails_alone_where_the_engine_answers_others(
     # Where that is not answered either it is nobody's status.
     (told,), _ = ask(ScriptedLLM(lambda given: raises[0]), tmp_path / "other", call("5"))
     assert type(told) is InputError and "not answer even a short one of our own (out of memory)" in str(told)
+
+
+def test_a_short_call_goes_to_the_engine_that_it_is_to_vouch_for(tmp_path: Path) -> None:
+    """Two engines, one of which answers nothing: the other's answers excuse no row."""
+    def reply(given):
+        bad = client.places[-1] == 1
+        return CallRaised("NaN") if bad else good(given) if given.choices or given.prompt != "probe" else "{"
+
+    client = ScriptedLLM(reply)
+    client.engine = lambda given: int(document(given) in ("1", "3"))  # and probes of themselves to the sound one
+    told, _ = ask(client, tmp_path, *map(call, "1"))
+    assert type(told[0]) is InputError and "not answer even a short one of our own (NaN)" in str(told[0])
+    client.places.clear()
+    client.reply = lambda given: CallFailed("no") if client.places[-1] == 1 else good(given)
+    client.engine = lambda given: int(given.prompt != "probe")
+    told, _ = ask(client, tmp_path / "refused", *map(call, map(str, range(16))))
+    assert type(told[-1]) is InputError and "a short one of our own too (no)" in str(told[-1])
+
+
+def test_short_calls_do_not_vouch_for_an_engine_that_answers_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a proxy's time limit lets one token pass and no text: after eight calls it is not the calls."""
+    monkeypatch.setattr(asking_module, "_PAUSE_SECONDS", 0.0)
+    client = ScriptedLLM(lambda given: "{" if given.prompt == "probe" else CallRaised("504"))
+    told, _ = ask(client, tmp_path, *map(call, map(str, range(64))))
+    assert sum(type(one) is CallFailed for one in told) == 7
+    assert "answers short calls of our own and none of 8 others (504)" in str(told[-1])
 
 
 def test_an_outage_that_passes_before_the_witness_is_asked_blames_no_row(

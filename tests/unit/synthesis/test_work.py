@@ -98,10 +98,10 @@ def test_a_partition_that_fails_waits_until_the_others_have_stored_what_they_ask
     ledger, inside, ended = Ledger(), threading.Event(), []
 
     class Slow(ScriptedLLM):
-        async def ask(self, given, share=None):
+        async def ask(self, *given):
             inside.set()
             await asyncio.sleep(0.5)
-            return await super().ask(given, share)
+            return await super().ask(*given)
 
     def run(name: str, client: ScriptedLLM, rows: int) -> None:
         crew = Crew(client, PlayedLedger(ledger), "m", str(tmp_path), LLMExecution(concurrency=2))
@@ -113,7 +113,7 @@ def test_a_partition_that_fails_waits_until_the_others_have_stored_what_they_ask
     slow = Slow()
     other = threading.Thread(target=run, args=("good", slow, 20))
     other.start()
-    inside.wait()
+    assert inside.wait(60)
     run("bad", ScriptedLLM(lambda given: Unanswered("the network is down")), 1)
     other.join()
     run("later", slow, 3)  # a partition that begins meanwhile begins nothing
