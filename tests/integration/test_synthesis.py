@@ -39,7 +39,18 @@ from chuxin.models.location import local_directory
 from chuxin.recipe import STAGES, RecipeConfig
 from chuxin.runner import Context
 from chuxin.schema import KEEP, PASSAGES
-from chuxin.synthesis.calls import Answer, Call, CallFailed, EngineDied, EngineLeft, seed_of, verdict, writing
+from chuxin.synthesis.calls import (
+    PROBE,
+    PROBE_VERDICT,
+    Answer,
+    Call,
+    CallFailed,
+    EngineDied,
+    EngineLeft,
+    seed_of,
+    verdict,
+    writing,
+)
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
 from chuxin.synthesis.ledger import Ledger
 from chuxin.synthesis.llm import LLMPool, PoolClient
@@ -107,6 +118,9 @@ def test_answers_are_constrained(pool: LLMPool) -> None:
     verdicts = asyncio.run(all_of(pool.client, VERDICTS))
     assert all(a.text in (YES, NO) and 0 < a.score < 1 and a.output_tokens == 1 for a in verdicts)
     assert any(a.cached_tokens >= 32 for a in verdicts), "the passage's prefix was computed each time"
+    # The short calls that show whether an engine is sound stand under the same constraints.
+    short, chosen = asyncio.run(all_of(pool.client, [PROBE._replace(schema=rich_schema(2)), PROBE_VERDICT]))
+    assert short.text.startswith("{") and short.output_tokens == 1 and 0 < chosen.score < 1
     with pytest.raises(CallFailed):  # this one row is refused; the engine lives on
         asyncio.run(pool.client.ask(verdict("answered", PASSAGE * 60, query="太长")))
 
@@ -140,7 +154,7 @@ def test_stages_buy_every_answer_once(
     workspace: Path, model: str, pool: LLMPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # All stages use the one engine that runs already: starting one takes most of a minute.
-    monkeypatch.setattr(llm_module, "_start", lambda *_: pool._engines)
+    monkeypatch.setattr(llm_module, "_start", lambda *_: (pool._engines, []))
     monkeypatch.setattr(LLMPool, "__exit__", lambda *_: None)
     config = SynthesizeConfig("curate", llm(model), seed=1, queries=2, attempts=2, sampling=Sampling(max_tokens=300),
                               execution=LLMExecution(num_cpus=0.25, concurrency=1, budget_tokens=600))  # fmt: skip
