@@ -20,6 +20,7 @@ from chuxin.config import load, override
 from chuxin.errors import InputError
 from chuxin.recipe import STAGES, RecipeConfig
 from chuxin.runner import Bound
+from chuxin.synthesis.config import LLMExecution
 
 T = TypeVar("T")
 DEFAULT_CONFIG = "jobs/configs/sample/recipe.yaml"
@@ -142,7 +143,8 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
                 lease.require_free(uri, uri.rpartition("/")[2])
             for uri in finish_removals(inside):
                 print(f"{uri}: a killed removal had begun on it; it is gone now")
-        found = traces(every_artifact(recipe.workspace), known.passage_id)
+        artifacts = every_artifact(recipe.workspace)
+        found = traces(artifacts, known.passage_id)
         for place in found.raw:
             print(f"raw text, yours to remove   {place}")
         for uri in unfinished(recipe.workspace):
@@ -151,8 +153,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
         if known.apply:
             forgotten = recipe.curate.forgotten if recipe.curate is not None else None
-            sections = [getattr(recipe, name) for verb in ("synthesize", "judge") for name in recipe.sections(verb)]
-            answers = {section.execution.answers_in(recipe.workspace) for section in sections}
+            answers = _answer_stores(recipe, artifacts)
             bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
             print(f"removed {len(found.made)} artifacts, {bought} stored answers and the report; the recipe makes them "
                   "anew without it")  # fmt: skip
@@ -162,6 +163,14 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return runner.fail(error)
     return 0
+
+
+def _answer_stores(recipe: RecipeConfig, artifacts: Sequence[Artifact]) -> set[str]:
+    """Returns the directories of the workspace's own answer store, and of all that a stage of it wrote or may write."""
+    given: set[str | None] = {None}
+    given |= {artifact.manifest.get("config", {}).get("execution", {}).get("answers") for artifact in artifacts}
+    given |= {getattr(getattr(section, "execution", None), "answers", None) for section in vars(recipe).values()}
+    return {LLMExecution(answers=answers).answers_in(recipe.workspace) for answers in given}
 
 
 def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -176,9 +185,18 @@ def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 
 def _committed(known: argparse.Namespace) -> list[Artifact]:
-    """Returns the recipe's committed artifacts, in order."""
+    """Returns the recipe's committed artifacts, in order, behind those of the workspace that their configs name."""
+    from chuxin.lineage import every_artifact, inputs_of
+
     recipe = load_recipe(known.config, known.workspace)
-    return [Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]
+    own = {Artifact(bound.uri).fingerprint: Artifact(bound.uri)
+           for bound in _bind(recipe, known.config) if bound.committed}  # fmt: skip
+    every = every_artifact(recipe.workspace)
+    used = set(own)
+    for artifact in reversed(every):  # inputs stand before what is made of them
+        if artifact.fingerprint in used:
+            used |= inputs_of(artifact, every)
+    return [artifact for artifact in every if artifact.fingerprint in used - set(own)] + [*own.values()]
 
 
 def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:

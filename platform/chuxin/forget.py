@@ -19,7 +19,7 @@ from chuxin.artifacts import Artifact, filesystem, read_json, write_bytes, write
 from chuxin.corpus.passages import FORGOTTEN
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
-from chuxin.lineage import holds, rows_with
+from chuxin.lineage import holds, inputs_of, rows_with
 from chuxin.synthesis.store import remove as remove_answers
 
 LISTS = {"groups": ("positives", "negatives"), "candidates": ("candidates", "positives", "negatives"),
@@ -84,8 +84,7 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
                   if (number := _count(artifact, table, hashes, passages, queries))}
         behind = {trace.artifact.fingerprint for trace in made}
-        given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
-        if counts or given & behind:
+        if counts or inputs_of(artifact, artifacts) & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
     cut = {row.values["text_hash"] for artifact in artifacts

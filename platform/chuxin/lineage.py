@@ -6,6 +6,8 @@ takes minutes and a constant memory. Leaves out: what is printed (why.py) and wh
 
 from __future__ import annotations
 
+import fnmatch
+import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -103,6 +105,30 @@ def unfinished(workspace: str) -> list[str]:
             if read_json(f"{uri}/manifest.json") is None and filesystem(uri)[0].exists(f"{filesystem(uri)[1]}/parts")]
 
 
+def inputs_of(artifact: Artifact, others: Collection[Artifact]) -> set[str]:
+    """Returns the fingerprints of what an artifact was made from: its stages' and, of others, those its config names.
+
+    A value names an artifact by its URI, by one of a file inside it, or by a pattern of such.
+    """
+    given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
+    values = (value.removeprefix("file://") for value in _texts(artifact.manifest.get("config")))
+    named = [value.split("/") for value in values if "/" in value]
+    for other in others:
+        place = other.uri.removeprefix("file://").rstrip("/")
+        depth = place.count("/") + 1
+        if any(fnmatch.fnmatchcase(place, os.path.expanduser("/".join(name[:depth]))) for name in named):
+            given.add(other.fingerprint)
+    return given - {artifact.fingerprint}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
+
+
 def every_artifact(workspace: str) -> list[Artifact]:
     """Returns all committed artifacts of a workspace, those of other configs and earlier data too.
 
@@ -114,7 +140,8 @@ def every_artifact(workspace: str) -> list[Artifact]:
 
     def measure(fingerprint: str) -> int:
         if fingerprint not in depth:
-            given = {made["fingerprint"] for made in known[fingerprint].manifest["inputs"].values()}
+            depth[fingerprint] = 0  # a pattern may name what was made later, of this
+            given = inputs_of(known[fingerprint], found)
             depth[fingerprint] = 1 + max(map(measure, given & known.keys()), default=0)
         return depth[fingerprint]
 

@@ -222,7 +222,9 @@ def _read_array(part: Part) -> Iterator[Record]:
     with open_stream(part.path) as file:
         remedy = "Fetch the file again, or choose the format `jsonl` if every line is an object"
         try:
-            if file.peek(BUFFER)[:BUFFER].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
+            if file.peek(3).startswith(b"\xef\xbb\xbf"):
+                file.read(3)
+            if file.peek(BUFFER)[:BUFFER].lstrip()[:1] != b"[":
                 raise InputError(part.path, "it does not begin with `[`, so it is not one JSON array", remedy)
             for value in ijson.items(file, "item", buf_size=BUFFER, use_float=True):
                 index += 1

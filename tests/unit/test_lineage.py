@@ -1,5 +1,6 @@
 """A small workspace of artifacts, made by hand in the real formats, asked for stories and what to forget."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,20 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
         traces(artifacts, 12345)
 
 
+@pytest.mark.parametrize("named", ["{}/pack", "file://{}/pack", "{}/pack/parts/*/plan.parquet", "{}/pa*/parts/x/y"])
+def test_what_a_config_names_by_its_uri_descends_too(artifacts: list[Artifact], tmp_path: Path, named: str) -> None:
+    given = {"plan": named.format(tmp_path), "models": [{"model": "/elsewhere/pack"}]}
+    describe = {"stage": "apart", "version": 1, "inputs": {}, "config": given}
+    draft = Draft(str(tmp_path / "apart"), "apart", describe, print)
+    with draft.attempt("a") as attempt:
+        attempt.count()
+    draft.close()
+    found = [artifact.manifest["stage"] for artifact in every_artifact(str(tmp_path))]
+    assert found.index("apart") > found.index("pack")
+    made = traces(every_artifact(str(tmp_path)), 1).made
+    assert "made from these" in [trace.what for trace in made if trace.artifact.manifest["stage"] == "apart"]
+
+
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
                                                                         tmp_path: Path) -> None:
     found = traces(artifacts, 1)
@@ -291,12 +306,19 @@ def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
     config = tmp_path / "recipe.yaml"
     config.write_text(text.replace("\ncurate:\n", f"\ncurate:\n  forgotten: {notes}\n"), encoding="utf-8")
     (tmp_path / "judge-half" / "parts" / "a-1").mkdir(parents=True)
+    # Answers that a stage stored elsewhere, by a flag of its job that no config holds.
+    manifest = Path(artifacts[2].uri) / "manifest.json"
+    elsewhere = {"config": {"execution": {"answers": str(tmp_path / "fast")}}}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | elsewhere))
+    with AnswerStore(str(tmp_path / "fast")) as store:
+        store.put(b"a" * 16, ["x", "stop", 1, 1, 0, None, 1001])
     common = ["--config", str(config), "--workspace", str(tmp_path)]
     assert forget_job(["1", *common]) == 0
     told = capsys.readouterr().out
     assert "removes these 8 artifacts" in told and f"unfinished, not searched    {tmp_path}/judge-half\n" in told
     assert all(Path(a.uri).exists() for a in artifacts)
-    assert forget_job(["1", "--apply", *common]) == 0 and "removed 8 artifacts" in capsys.readouterr().out
+    assert forget_job(["1", "--apply", *common]) == 0
+    assert "removed 8 artifacts, 1 stored answers" in capsys.readouterr().out
     assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
     assert notes.read_text() == "1 1001\n"
     # A second passage before the rebuild: labelled ones stand in ingest's groups still, others need curate first.

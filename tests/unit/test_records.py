@@ -98,9 +98,10 @@ def test_an_endless_line_is_set_aside_without_being_read_whole(tmp_path: Path, m
 
 
 def test_json_array_elements_have_their_index(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([{"n": i, "x": 0.5} for i in range(5)]))
-    found = [r for _, r in _rows(tmp_path, "array")]
-    assert [(r.position, r.line, r.value) for r in found] == [(i, i + 1, {"n": i, "x": 0.5}) for i in range(5)]
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a.json").write_bytes(mark + json.dumps([{"n": i, "x": 0.5} for i in range(5)]).encode())
+        found = [r for _, r in _rows(tmp_path, "array")]
+        assert [(r.position, r.line, r.value) for r in found] == [(i, i + 1, {"n": i, "x": 0.5}) for i in range(5)]
 
 
 @pytest.mark.parametrize(("text", "place"), [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from chuxin.artifacts import Artifact, fetched, open_parquet
 from chuxin.errors import InputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from chuxin.runner import Context
 
 GROUP_COLUMNS = ("query_id", "query", "query_hash", "source", "positives", "negatives", "lineage")
+PASSAGE_COLUMNS = ("passage_id", "text", "text_hash", "status")
 
 
 def holds_values(files: Sequence[str], column: str) -> bool:
@@ -41,11 +43,19 @@ def store_of(ctx: Context, ref: str) -> list[str]:
     Raises:
         InputError: The reference names no artifact with a store.
     """
-    artifact = ctx.inputs.get(ref.partition(":")[0]) or Artifact(ref)
-    shards = shard_uris(artifact)
+    shards = shard_uris(_mined(ctx, ref))
     if not shards:
         raise InputError(f"{ctx.name}: {ref}", "it holds no passage store", "Name the mine stage as `store`")
     return shards
+
+
+def mined_config(ctx: Context, ref: str) -> Mapping[str, Any]:
+    """Returns the config that a mine stage's artifact was made by; nothing of one that notes none."""
+    return _mined(ctx, ref).manifest.get("config", {})
+
+
+def _mined(ctx: Context, ref: str) -> Artifact:
+    return ctx.inputs.get(ref.partition(":")[0]) or Artifact(ref)
 
 
 def open_store(shards: Sequence[str]) -> PassageStore:
@@ -62,10 +72,7 @@ def kept_ids(files: Sequence[str], where: str) -> np.ndarray:
     parts = [np.zeros(0, np.int64)]
     for file in files:
         with open_parquet(file) as part:
-            missing = {*GROUP_COLUMNS, "status"} - {*part.schema_arrow.names}
-            if missing:
-                raise InputError(file, f"the table of groups has no column {', '.join(sorted(missing))}",
-                                 f"Name a stage in `groups`, or write {', '.join([*GROUP_COLUMNS, 'status'])}")
+            _require_columns(file, part, "groups", (*GROUP_COLUMNS, "status"))
             table = part.read(columns=["query_id", "status"])
         parts.append(table["query_id"].filter(pc.equal(table["status"], KEEP)).to_numpy())
     ids = np.concatenate(parts)
@@ -74,14 +81,26 @@ def kept_ids(files: Sequence[str], where: str) -> np.ndarray:
         raise InputError(where, "there is no group to keep", "Check the status of the groups' rows")
     if len(values) < len(ids):
         raise InputError(f"{where}: query_id {values[counts.argmax()]}", "two groups have this id",
-                         "Name each artifact once")  # fmt: skip
+                         "Name each artifact once, and give two syntheses of the same passages different seeds")
     return ids
 
 
+def _require_columns(file: str, part: pq.ParquetFile, table: str, columns: Sequence[str]) -> None:
+    missing = {*columns} - {*part.schema_arrow.names}
+    if missing:
+        raise InputError(file, f"the table of {table} has no column {', '.join(sorted(missing))}",
+                         f"Name a stage in `{table}`, or write {', '.join(columns)}")
+
+
 def cut_row_groups(files: Sequence[str], rows: int) -> Iterator[dict[str, Any]]:
-    """Yields slices of about so many rows: the file, and the range `start` to `end` of its row groups."""
+    """Yields slices of about so many rows: the file, and the range `start` to `end` of its row groups.
+
+    Raises:
+        InputError: A file lacks a column of passages.
+    """
     for file in files:
         with open_parquet(file) as part:
+            _require_columns(file, part, "passages", PASSAGE_COLUMNS)
             sizes = [part.metadata.row_group(group).num_rows for group in range(part.num_row_groups)]
         start = held = 0
         for group, size in enumerate(sizes):

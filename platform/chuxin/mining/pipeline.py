@@ -25,6 +25,7 @@ from chuxin.mining.inputs import (
     cut_rows,
     holds_values,
     kept_ids,
+    mined_config,
     open_store,
     read_groups,
     store_of,
@@ -211,6 +212,10 @@ def select(ctx: Context, config: SelectConfig) -> None:
             remedy = f"Add {miner} to mine.miners, or name another miner"
             problem = f"no candidate of {config.candidates} has a rank by {miner}"
             raise InputError(f"{ctx.name}.{named}", problem, remedy)
+        kept = mined_config(ctx, config.store).get("keep")
+        if kept is not None and config.round_trip.get(miner, 0) > kept:
+            problem = f"{config.store} keeps the first {kept} candidates of a query, and all behind them would be lost"
+            raise InputError(f"{ctx.name}.round_trip.{miner}", problem, "Lower it, or raise mine.keep")
     fn = partial(_select_part, config, store_of(ctx, config.store))
     ctx.draft.map(work, fn, name=ctx.name, num_cpus=config.execution.num_cpus)
     _check_parts(ctx, work, "groups")

@@ -116,7 +116,9 @@ def choose(columns: Columns, query_id_Q: np.ndarray, config: SelectConfig) -> Ch
     base_N = np.where(np.isnan(base_Q), mined_base_Q, base_Q)[columns.row_N]
     window_N = mined_N & (rank_N >= negative.first_rank) & (rank_N <= negative.last_rank) & ~stayed_N
     close_N = _within_margin(columns.dense_N, base_N, negative.relative_margin, negative.absolute_margin)
-    false_positive_N = columns.given_N & false_N & ~stayed_N
+    # Without a bound nothing is known to be false: an own passage beyond `positives.most` is a true one.
+    known_N = (word_N < 0) if negative.below is None else false_N
+    false_positive_N = columns.given_N & known_N & ~stayed_N
     kind_N = np.full(len(score_N), 3)
     kind_N[window_N & low_N & ~close_N] = 2
     if negative.own:

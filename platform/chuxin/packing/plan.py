@@ -24,7 +24,7 @@ import numpy as np
 from chuxin.packing.draws import copies, first_in_each, mix, rank_in_run, uniform
 
 # What a draw is for goes into its hash, so that different draws on the same id are independent.
-_POSITIVE, _NEGATIVE, _ORDER, _COPIES, _BATCHES, _PLACE = range(6)
+_POSITIVE, _NEGATIVE, _ORDER, _COPIES, _BATCHES, _PLACE, _PASSAGE = range(7)
 
 
 class Passages(NamedTuple):
@@ -274,12 +274,17 @@ def _longest(groups: Groups, rows: Rows) -> np.ndarray:
 
 
 def _shared_texts(groups: Groups, rows: Rows) -> list[Sequence[int]]:
-    """Each row's texts that another row has too, as small integers: only these can collide, and they are few."""
+    """Each row's texts that another row has too, as small integers: only these can collide, and they are few.
+
+    A passage counts by its id as well: whole in one row and cut for an LLM in another, it has two hashes.
+    """
     row_R = np.arange(len(rows.group_R))
-    row_T = np.concatenate([row_R, row_R, np.repeat(row_R, rows.count_R)])
+    row_K = np.repeat(row_R, rows.count_R)
+    row_T = np.concatenate([row_R, row_R, row_K, row_R, row_K])
+    id_T = np.concatenate([groups.positives.id_P[rows.positive_R], groups.negatives.id_P[rows.negative_K]])
     hash_T = np.concatenate([
         groups.hash_N[rows.group_R], groups.positives.hash_P[rows.positive_R],
-        groups.negatives.hash_P[rows.negative_K],
+        groups.negatives.hash_P[rows.negative_K], mix(_PASSAGE, id_T).view(np.int64),
     ])  # fmt: skip
     text_T, count = np.unique(hash_T, return_inverse=True, return_counts=True)[1:]
     shared = np.flatnonzero(count[text_T] > 1)

@@ -29,7 +29,7 @@ def query_id(passage_id: int, prompts: str, model: str, seed: int, index: int) -
         passage_id: Of its passage.
         prompts: `prompt_hash` of its row.
         model: Identity of the LLM.
-        seed: Of the answer it stands in: two syntheses of the same passages do not share ids.
+        seed: Of the answer it stands in: two syntheses of the same passages by different seeds do not share ids.
         index: Place in its row's queries.
     """
     return hash63("synthetic", passage_id, prompts, model, seed, index)

@@ -183,6 +183,11 @@ def test_inputs_that_cannot_be_mined_are_refused(world: Path, tmp_path: Path, ti
         empty = dataclasses.replace(twice, groups=(f"{tmp_path}/labelled.parquet",))
         run(tmp_path, "empty", pipeline.mine, empty)
     pq.write_table(pa.Table.from_pylist(rows, GROUPS).drop_columns(["lineage"]), tmp_path / "bare.parquet")
+    pq.write_table(pq.read_table(world / "passages-0.parquet", columns=["passage_id", "text"]),
+                   tmp_path / "texts.parquet")  # fmt: skip
+    with pytest.raises(InputError, match="texts.parquet: the table of passages has no column status, text_hash"):
+        bare = dataclasses.replace(twice, groups=twice.groups[:1], passages=f"{tmp_path}/texts.parquet")
+        run(tmp_path, "texts", pipeline.mine, bare)
     with pytest.raises(InputError, match="bare.parquet: the table of groups has no column lineage"):
         run(tmp_path, "bare", pipeline.mine, dataclasses.replace(twice, groups=(f"{tmp_path}/bare.parquet",)))
     with pytest.raises(InputError, match="it holds no table `passages`"):
@@ -279,7 +284,13 @@ def test_ranks_of_a_miner_that_did_not_run_are_refused(tmp_path: Path, mined: Ar
         with pytest.raises(InputError, match=f"{where}: no candidate of mine has a rank by sparse"):
             run(tmp_path / str(number), "select", pipeline.select, changed, {"mine": mined})
     allowed = dataclasses.replace(config, rank_by="bm25", round_trip={"dense": 30})
-    assert run(tmp_path, "select", pipeline.select, allowed, {"mine": mined}).manifest["rows_out"]
+    noted = Artifact(mined.uri)
+    noted.manifest["config"] = {"keep": KEEP_RANKS}
+    assert run(tmp_path, "select", pipeline.select, allowed, {"mine": noted}).manifest["rows_out"]
+    # What is ranked behind those that were kept would be dropped, however deep it may be looked for.
+    with pytest.raises(InputError, match="select.round_trip.dense: mine keeps the first 30 candidates of a query"):
+        deeper = dataclasses.replace(config, round_trip={"dense": KEEP_RANKS + 1})
+        run(tmp_path / "deeper", "select", pipeline.select, deeper, {"mine": noted})
 
 
 def test_a_block_of_queries_is_no_table_of_groups(mined: Artifact) -> None:

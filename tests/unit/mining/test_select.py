@@ -95,7 +95,8 @@ def naive(row: dict, config: SelectConfig) -> tuple[list[int], list[int]]:
         near = relative is not None and dense[i] >= base - (1 - relative) * abs(base)
         return near or (absolute is not None and dense[i] > base - absolute)
 
-    wrong = [i for i in given if false(i) and i not in chosen] if negative.false_positives else []
+    known = [i for i in given if word[i] == "no" or (negative.below is not None and false(i))]
+    wrong = [i for i in known if i not in chosen] if negative.false_positives else []
     kept = [i for i in score if i in own and i not in given and low(i) and i not in chosen] if negative.own else []
     mined = [i for i in score if i not in given and i not in own and i not in chosen and low(i) and not close(i)
              and negative.first_rank <= rank[i] <= negative.last_rank]  # fmt: skip
@@ -123,6 +124,19 @@ def test_equals_a_loop_over_groups(seed: int, variant: int) -> None:
         positives, negatives = naive(row, config)
         for wanted, chosen in ((positives, choice.positive_M), (negatives, choice.negative_M)):
             assert columns.id_N[chosen[columns.row_N[chosen] == number]].tolist() == wanted
+
+
+def test_a_positive_beyond_the_most_is_no_negative_where_no_bound_says_so() -> None:
+    scores = {1: 5.0, 2: 4.0, 3: 3.0, 7: -2.0, 8: -3.0}
+    found = [candidate(i, given=i < 7, rerank=score, dense=0.5, dense_rank=i if i >= 7 else None)
+             for i, score in scores.items()]  # fmt: skip
+    row = group(0, "问", [passage(i, f"p{i}") for i in (1, 2, 3)], [], candidates=found)
+    for above, below, negatives in ((None, None, {7, 8}), (0.0, None, {7, 8}), (4.5, 3.5, {3, 7, 8})):
+        config = changed({"above": above, "most": 1}, {"below": below, "relative_margin": None, "first_rank": 1})
+        columns = read_columns(candidates_table([row]))
+        choice = choose(columns, np.arange(1), config)
+        assert columns.id_N[choice.positive_M].tolist() == [1]
+        assert set(columns.id_N[choice.negative_M].tolist()) == negatives
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_other_groups(tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_rules_hold_for_any_groups(rows: list, batch_size: int, group_size: int)
     assert len(used) + plan.alone == len(rows)
 
 
+def test_a_passage_whole_and_cut_for_an_llm_does_not_meet_itself() -> None:
+    """Its cut text is the positive of one query; whole, a negative of another, it would be a false negative of that."""
+    def flat(rows: list[tuple[int, int, int]]) -> Passages:
+        group, number, text = np.array(rows, np.int64).T
+        return Passages(group, number, text, np.full(len(rows), 10, np.int32))
+
+    for other, batches in ((7, 2), (6, 1)):
+        groups = Groups(np.array([1, 2]), np.array([11, 12]), np.array([0, 0]), np.ones(2),
+                        flat([(0, 7, 700), (1, 8, 800)]), flat([(0, 9, 900), (1, other, 701)]))  # fmt: skip
+        plan = plan_groups(groups, group_size=2, batch_size=2, seed=1, epoch=0, bucket=0)
+        assert len(plan.batches) == batches and sum(len(b.group_R) for b in plan.batches) == 2
+
+
 def test_all_given_negatives_are_used_where_there_is_room() -> None:
     groups = make_groups([(i, [100 + i], [200 + 3 * i, 201 + 3 * i, 202 + 3 * i][: i % 4], 0) for i in range(8)])
     plan = plan_groups(groups, group_size=3, batch_size=8, seed=1, epoch=0, bucket=0)
