@@ -108,17 +108,32 @@ def unfinished(workspace: str) -> list[str]:
 def inputs_of(artifact: Artifact, others: Collection[Artifact]) -> set[str]:
     """Returns the fingerprints of what an artifact was made from: its stages' and, of others, those its config names.
 
-    A value names an artifact by its URI, by one of a file inside it, or by a pattern of such.
+    A value names an artifact by its path or URI, by that of a file inside it, or by a pattern of such; what was begun
+    later than the artifact cannot be meant.
     """
     given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
-    values = (value.removeprefix("file://") for value in _texts(artifact.manifest.get("config")))
-    named = [value.split("/") for value in values if "/" in value]
+    named = [_components(value) for value in _texts(artifact.manifest.get("config")) if "/" in value]
     for other in others:
-        place = other.uri.removeprefix("file://").rstrip("/")
-        depth = place.count("/") + 1
-        if any(fnmatch.fnmatchcase(place, os.path.expanduser("/".join(name[:depth]))) for name in named):
+        earlier = other.manifest.get("started", "") <= artifact.manifest.get("started", "")
+        if earlier and any(_names(name, _components(other.uri)) for name in named):
             given.add(other.fingerprint)
     return given - {artifact.fingerprint}
+
+
+def _components(place: str) -> list[str]:
+    """The parts of a path, absolute and without links, or of a URI."""
+    local = place.removeprefix("file://")
+    return local.split("/") if "://" in local else os.path.realpath(os.path.expanduser(local)).split("/")
+
+
+def _names(name: Sequence[str], place: Sequence[str]) -> bool:
+    """True if a name's parts begin with those of a place, which patterns may stand for; `**` for any number."""
+    for own, part in zip(name, place, strict=False):
+        if own == "**":
+            return True
+        if own != part and not fnmatch.fnmatchcase(part, own):
+            return False
+    return len(name) >= len(place)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -140,7 +155,7 @@ def every_artifact(workspace: str) -> list[Artifact]:
 
     def measure(fingerprint: str) -> int:
         if fingerprint not in depth:
-            depth[fingerprint] = 0  # a pattern may name what was made later, of this
+            depth[fingerprint] = 0  # two that a pattern of each names, begun in the same second, have no order
             given = inputs_of(known[fingerprint], found)
             depth[fingerprint] = 1 + max(map(measure, given & known.keys()), default=0)
         return depth[fingerprint]

@@ -10,7 +10,7 @@ from typing import Any
 
 from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
-from chuxin.lineage import Row, rows_with, steps_of
+from chuxin.lineage import Row, inputs_of, rows_with, steps_of
 
 SHOWN = 60
 """Characters of a text that are shown."""
@@ -101,9 +101,8 @@ def _planned(plan: Artifact, rows: Sequence[Row], artifacts: Sequence[Artifact])
     places = [f"epoch {r.values['epoch']} batch {r.values['batch']} row {r.values['row']}" for r in rows]
     yield f"  {plan.manifest['stage']:12} {', '.join(places)}"
     for training in artifacts:
-        read = {made["fingerprint"] for made in training.manifest["inputs"].values()}
         last = training.manifest["facts"].get("steps")
-        if plan.fingerprint in read and last is not None:
+        if last is not None and plan.fingerprint in inputs_of(training, [plan]):
             used = [step for step in steps_of(plan, rows) if step <= last]
             steps = f"step{'s' * (len(used) != 1)} {', '.join(map(str, used))}" if used else "not reached"
             yield f"  {training.manifest['stage']:12} {steps} of {last}"

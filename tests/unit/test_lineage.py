@@ -15,7 +15,7 @@ from chuxin.commands import forget_job
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.forget import finish_removals, remove, traces
-from chuxin.lineage import Row, directories, every_artifact, rows_with, steps_of
+from chuxin.lineage import Row, directories, every_artifact, inputs_of, rows_with, steps_of
 from chuxin.mining.queries import BLOCK
 from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
@@ -151,7 +151,8 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
         traces(artifacts, 12345)
 
 
-@pytest.mark.parametrize("named", ["{}/pack", "file://{}/pack", "{}/pack/parts/*/plan.parquet", "{}/pa*/parts/x/y"])
+@pytest.mark.parametrize("named", ["{}/pack", "file://{}/pack/", "{}/pack/parts/*/plan.parquet", "{}/pa*/parts/x/y",
+                                   "{}/**/plan.parquet", "{}/./other/../pack"])  # fmt: skip
 def test_what_a_config_names_by_its_uri_descends_too(artifacts: list[Artifact], tmp_path: Path, named: str) -> None:
     given = {"plan": named.format(tmp_path), "models": [{"model": "/elsewhere/pack"}]}
     describe = {"stage": "apart", "version": 1, "inputs": {}, "config": given}
@@ -161,6 +162,15 @@ def test_what_a_config_names_by_its_uri_descends_too(artifacts: list[Artifact], 
     draft.close()
     found = [artifact.manifest["stage"] for artifact in every_artifact(str(tmp_path))]
     assert found.index("apart") > found.index("pack")
+    # Neither what stands beside them nor what was made later is meant.
+    pack, apart = (Artifact(f"{tmp_path}/{name}") for name in ("pack", "apart"))
+    assert pack.fingerprint in inputs_of(apart, [pack])
+    pack.manifest["started"] = "2026-01-02T00:00:00+0000"
+    apart.manifest["started"] = "2026-01-01T00:00:00+0000"
+    assert not inputs_of(apart, [pack])
+    for other in (f"{tmp_path}", f"{tmp_path}/pack_other/x", f"{tmp_path.parent}/*", "sample:raw/pack"):
+        apart.manifest |= {"config": {"path": other}, "started": "2026-01-03T00:00:00+0000"}
+        assert not inputs_of(apart, [pack]), other
     made = traces(every_artifact(str(tmp_path)), 1).made
     assert "made from these" in [trace.what for trace in made if trace.artifact.manifest["stage"] == "apart"]
 
@@ -312,6 +322,7 @@ def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | elsewhere))
     with AnswerStore(str(tmp_path / "fast")) as store:
         store.put(b"a" * 16, ["x", "stop", 1, 1, 0, None, 1001])
+    (tmp_path / "fast" / "server.log").write_text("somebody else's")
     common = ["--config", str(config), "--workspace", str(tmp_path)]
     assert forget_job(["1", *common]) == 0
     told = capsys.readouterr().out
@@ -319,6 +330,7 @@ def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
     assert all(Path(a.uri).exists() for a in artifacts)
     assert forget_job(["1", "--apply", *common]) == 0
     assert "removed 8 artifacts, 1 stored answers" in capsys.readouterr().out
+    assert (tmp_path / "fast" / "server.log").read_text() == "somebody else's"
     assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
     assert notes.read_text() == "1 1001\n"
     # A second passage before the rebuild: labelled ones stand in ingest's groups still, others need curate first.

@@ -133,7 +133,7 @@ def choose(columns: Columns, query_id_Q: np.ndarray, config: SelectConfig) -> Ch
     reasons = Counter({
         "own_positive": int((stayed_N & columns.given_N).sum()), "mined_positive": int((stayed_N & mined_N).sum()),
         "false_positive": int(false_positive_N.sum()), "negative": len(negative_M),
-        "own_positive_between_bounds": int((columns.given_N & ~high_N & ~false_N).sum()),
+        "own_positive_between_bounds": int((columns.given_N & ~high_N & ~known_N).sum()),
         "negative_out_of_bounds": int((window_N & ~low_N & ~np.isnan(score_N)).sum()),
         "not_scored": int((window_N & ~low_N & np.isnan(score_N)).sum()),
         "negative_within_margin": int((window_N & low_N & close_N).sum()),

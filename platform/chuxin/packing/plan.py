@@ -25,6 +25,8 @@ from chuxin.packing.draws import copies, first_in_each, mix, rank_in_run, unifor
 
 # What a draw is for goes into its hash, so that different draws on the same id are independent.
 _POSITIVE, _NEGATIVE, _ORDER, _COPIES, _BATCHES, _PLACE, _PASSAGE = range(7)
+_MOST_TEXTS = 8
+"""Texts of one passage: whole, and as LLMs of several tokenizers and lengths saw it."""
 
 
 class Passages(NamedTuple):
@@ -276,16 +278,15 @@ def _longest(groups: Groups, rows: Rows) -> np.ndarray:
 def _shared_texts(groups: Groups, rows: Rows) -> list[Sequence[int]]:
     """Each row's texts that another row has too, as small integers: only these can collide, and they are few.
 
-    A passage counts by its id as well: whole in one row and cut for an LLM in another, it has two hashes.
+    A passage of several texts, whole in one row and cut for an LLM in another, counts by its id as well.
     """
     row_R = np.arange(len(rows.group_R))
-    row_K = np.repeat(row_R, rows.count_R)
-    row_T = np.concatenate([row_R, row_R, row_K, row_R, row_K])
-    id_T = np.concatenate([groups.positives.id_P[rows.positive_R], groups.negatives.id_P[rows.negative_K]])
-    hash_T = np.concatenate([
-        groups.hash_N[rows.group_R], groups.positives.hash_P[rows.positive_R],
-        groups.negatives.hash_P[rows.negative_K], mix(_PASSAGE, id_T).view(np.int64),
-    ])  # fmt: skip
+    row_K = np.concatenate([row_R, np.repeat(row_R, rows.count_R)])
+    id_K = np.concatenate([groups.positives.id_P[rows.positive_R], groups.negatives.id_P[rows.negative_K]])
+    hash_K = np.concatenate([groups.positives.hash_P[rows.positive_R], groups.negatives.hash_P[rows.negative_K]])
+    cut_K = _of_several_texts(id_K, hash_K)
+    row_T = np.concatenate([row_R, row_K, row_K[cut_K]])
+    hash_T = np.concatenate([groups.hash_N[rows.group_R], hash_K, mix(_PASSAGE, id_K[cut_K]).view(np.int64)])
     text_T, count = np.unique(hash_T, return_inverse=True, return_counts=True)[1:]
     shared = np.flatnonzero(count[text_T] > 1)
     shared = shared[np.argsort(row_T[shared], kind="stable")]
@@ -295,6 +296,13 @@ def _shared_texts(groups: Groups, rows: Rows) -> list[Sequence[int]]:
     for start, stop in itertools.pairwise(edges):
         texts[owners[start]] = values[start:stop]
     return texts
+
+
+def _of_several_texts(id_K: np.ndarray, hash_K: np.ndarray) -> np.ndarray:
+    """Bool [K]: the passages whose id stands for a few texts; one that stands for many tells nothing."""
+    first = np.unique(mix(id_K, hash_K), return_index=True)[1]
+    ids, texts = np.unique(id_K[first], return_counts=True)
+    return np.isin(id_K, ids[(texts > 1) & (texts <= _MOST_TEXTS)])
 
 
 def _dealt(source_R: np.ndarray, key_R: np.ndarray) -> np.ndarray:

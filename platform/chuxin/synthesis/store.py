@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import struct
 import time
 import uuid
@@ -39,6 +40,7 @@ _SYNC_EVERY = 64
 _SYNC_SECONDS = 1.0
 _OPEN_FILES = 64
 _LOCK = "lock"
+_LOG = re.compile(r"\d+-\d+-[0-9a-f]{8}\.log")
 
 
 class Torn(NamedTuple):
@@ -256,13 +258,21 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
         The number of values removed.
 
     Raises:
-        InputError: A run writes: what it stores from now on would go with the file that it writes to.
+        InputError: A run writes: what it stores from now on would go with the file that it writes to. Or the directory
+            cannot be written.
     """
     if not os.path.isdir(directory):
         return 0
-    lock = _locked(Path(directory), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    logs = sorted(path for path in Path(directory).glob("*.log") if _LOG.fullmatch(path.name))
+    if not logs:  # it may be anything by now
+        return 0
     try:
-        return sum(_without(path, unwanted) for path in sorted(Path(directory).glob("*.log")))
+        lock = _locked(Path(directory), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:
+        raise InputError(directory, "answers stand here that cannot be removed (permission denied)",
+                         "Run again as a user that may write here") from error
+    try:
+        return sum(_without(path, unwanted) for path in logs)
     finally:
         os.close(lock)
 

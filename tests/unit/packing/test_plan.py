@@ -80,6 +80,11 @@ def test_a_passage_whole_and_cut_for_an_llm_does_not_meet_itself() -> None:
                         flat([(0, 7, 700), (1, 8, 800)]), flat([(0, 9, 900), (1, other, 701)]))  # fmt: skip
         plan = plan_groups(groups, group_size=2, batch_size=2, seed=1, epoch=0, bucket=0)
         assert len(plan.batches) == batches and sum(len(b.group_R) for b in plan.batches) == 2
+    # Ids that a file of groups did not care for are not taken for one passage.
+    groups = make_groups([(i, [100 + i], [200 + i], 0) for i in range(40)])
+    nought = [side._replace(id_P=np.zeros_like(side.id_P)) for side in (groups.positives, groups.negatives)]
+    groups = groups._replace(positives=nought[0], negatives=nought[1])
+    assert len(plan_groups(groups, group_size=2, batch_size=8, seed=1, epoch=0, bucket=0).batches) == 5
 
 
 def test_all_given_negatives_are_used_where_there_is_room() -> None:
