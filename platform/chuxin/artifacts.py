@@ -315,8 +315,10 @@ class Draft:
             elapsed = time.time() - started
             if elapsed - reported > 5 or count == len(missing):
                 reported = elapsed
-                left = elapsed / count * (len(missing) - count)
-                self._log(f"{name}: {count}/{len(missing)} partitions, {elapsed:.0f} s, about {left:.0f} s left")
+                # The first to end tells nothing of the others: they may be the large ones.
+                left = elapsed / count * (len(missing) - count) if 10 * count >= len(missing) else None
+                guess = "" if left is None else f", about {left:.0f} s left"
+                self._log(f"{name}: {count}/{len(missing)} partitions, {elapsed:.0f} s{guess}")
 
     @contextlib.contextmanager
     def attempt(self, key: str) -> Iterator[Attempt]:
