@@ -25,6 +25,8 @@ from chuxin.synthesis.config import LLMExecution
 T = TypeVar("T")
 DEFAULT_CONFIG = "jobs/configs/sample/recipe.yaml"
 REPORT = "report.html"
+ASKING = ("synthesize", "judge")
+"""The jobs whose stages all ask an LLM."""
 
 
 def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +41,9 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
     names = [stage.name for stage in stages]
     about = "section of the config (default: the one its `stage` names, else the first of this job)"
     parser.add_argument("--stage", choices=names, help=about)
+    if verb in ASKING:
+        parser.add_argument("--budget", metavar="TOKENS|HOURSh", help="stop once this run has bought so many tokens, "
+                            "such as 200000000, or taken so many GPU hours, such as 2.5h; the next run goes on")
     known, rest = parser.parse_known_args(arguments)
     try:
         recipe = load_recipe(known.config, known.workspace)
@@ -47,6 +52,8 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
         if section is None:
             raise InputError(known.config, f"it has no section `{name or '` or `'.join(names)}`", "Add the section")
         section = _override(parser, known, section, rest)
+        if verb in ASKING and known.budget is not None:
+            section = dataclasses.replace(section, execution=section.execution.with_budget(known.budget))
         recipe = dataclasses.replace(recipe, **{name: section})
         bound = {b.stage.name: b for b in _bind(recipe, known.config)}[name]
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
@@ -189,14 +196,14 @@ def _committed(known: argparse.Namespace) -> list[Artifact]:
     from chuxin.lineage import every_artifact, inputs_of
 
     recipe = load_recipe(known.config, known.workspace)
-    own = {Artifact(bound.uri).fingerprint: Artifact(bound.uri)
-           for bound in _bind(recipe, known.config) if bound.committed}  # fmt: skip
+    committed = [Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]
+    own = {artifact.fingerprint: artifact for artifact in committed}
     every = every_artifact(recipe.workspace)
     used = set(own)
     for artifact in reversed(every):  # inputs stand before what is made of them
         if artifact.fingerprint in used:
             used |= inputs_of(artifact, every)
-    return [artifact for artifact in every if artifact.fingerprint in used - set(own)] + [*own.values()]
+    return [artifact for artifact in every if artifact.fingerprint in used - own.keys()] + committed
 
 
 def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:

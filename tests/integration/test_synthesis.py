@@ -255,7 +255,7 @@ def test_a_ledger_that_is_killed_ends_the_run(tmp_path: Path) -> None:
         return text
 
     crew = Crew(ScriptedLLM(lambda call: 0.9), ledger, "m", str(tmp_path), budget)
-    with pytest.raises(InputError, match="budget: the process that counts it is gone"):
+    with pytest.raises(InputError, match="the LLM's ledger: the process that counts what is bought is gone"):
         crew.run(range(10**6), work, lambda row, error: "")
     asked = sorted(done)
     results, counts = crew._replace(ledger=played()).run(asked, work, lambda row, error: "")

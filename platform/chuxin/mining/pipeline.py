@@ -206,13 +206,13 @@ def select(ctx: Context, config: SelectConfig) -> None:
         RuntimeError: A group was lost or taken twice.
     """
     work = _parts(ctx, config.candidates)
+    kept = mined_config(ctx, config.store).get("keep")
     for miner in sorted({*config.round_trip, config.rank_by} - {"best"}):
         if not holds_values(list(work.values()), f"candidates.list.element.{miner}_rank"):
             named = f"round_trip.{miner}" if miner in config.round_trip else "rank_by"
             remedy = f"Add {miner} to mine.miners, or name another miner"
             problem = f"no candidate of {config.candidates} has a rank by {miner}"
             raise InputError(f"{ctx.name}.{named}", problem, remedy)
-        kept = mined_config(ctx, config.store).get("keep")
         if kept is not None and config.round_trip.get(miner, 0) > kept:
             problem = f"{config.store} keeps the first {kept} candidates of a query, and all behind them would be lost"
             raise InputError(f"{ctx.name}.round_trip.{miner}", problem, "Lower it, or raise mine.keep")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from chuxin.config import ModelRef, Ref
+from chuxin.errors import InputError
 from chuxin.synthesis.render import (
     CRITERIA,
     DIFFICULTIES,
@@ -140,6 +141,20 @@ class LLMExecution:
     def answers_in(self, workspace: str) -> str:
         """Returns the answer store's directory: `answers` with ~ and file:// resolved, else the workspace's own."""
         return os.path.expanduser((self.answers or f"{workspace}/answers").removeprefix("file://"))
+
+    def with_budget(self, given: str) -> LLMExecution:
+        """Returns the same with one budget, as the flag `--budget` has it: `200000000` (tokens) or `2.5h` (GPU hours).
+
+        Raises:
+            InputError: It is neither.
+        """
+        number = given.removesuffix("h")
+        whole = number if given == number else number.replace(".", "", 1)
+        if not (whole.isascii() and whole.isdigit()):
+            raise InputError("--budget", f"{given!r} is no number of tokens and no number of GPU hours",
+                             "Give tokens, such as 200000000, or GPU hours, such as 2.5h")
+        hours = None if given == number else float(number)
+        return replace(self, budget_tokens=int(number) if hours is None else None, budget_gpu_hours=hours)
 
     @property
     def limited(self) -> bool:

@@ -24,6 +24,7 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 _POLL_SECONDS = 0.05
 _BEAT_SECONDS = 1.0
+_AGAIN = "Run again: what was bought is stored and is not bought twice"
 _ANEW = "Run again with a new budget: what was bought is stored and is not bought twice"
 _MOST_LOST = 16
 """Rows without an answer after which a partition asks no further: whatever it is, it has not passed."""
@@ -147,7 +148,8 @@ class Crew(NamedTuple):
             return await getattr(self.ledger, method).remote(*given)
         except Exception as error:
             line = (str(error).splitlines() or [""])[0][:200].rstrip(". ")
-            raise InputError("budget", f"the process that counts it is gone ({line})", _ANEW) from error
+            raise InputError("the LLM's ledger", f"the process that counts what is bought is gone ({line})",
+                             _ANEW if self.execution.limited else _AGAIN) from error
 
 
 def _unanswered(lost: list[Exception], rows: int) -> InputError:

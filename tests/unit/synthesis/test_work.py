@@ -40,6 +40,15 @@ def test_a_spent_budget_stops_and_keeps_what_was_bought(tmp_path: Path) -> None:
     assert counts["calls_stored"] == bought and client.sent["query"] == 20 and all(results)
 
 
+def test_the_flag_for_a_budget_takes_tokens_or_gpu_hours() -> None:
+    before = LLMExecution(engines=2, budget_tokens=5)
+    assert before.with_budget("200000000") == LLMExecution(engines=2, budget_tokens=200_000_000)
+    assert before.with_budget("2.5h") == LLMExecution(engines=2, budget_gpu_hours=2.5)
+    for wrong in ("", "h", "2.5", "-1", "2,5h", "1.2.3h", "many", "²"):
+        with pytest.raises(InputError, match="no number of tokens and no number of GPU hours. Give tokens, such as 2"):
+            before.with_budget(wrong)
+
+
 def test_gpu_hours_count_all_gpus_and_the_time_that_engines_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(ledger_module.time, "monotonic", lambda: now[0])
@@ -61,7 +70,8 @@ def test_a_ledger_that_is_gone_ends_a_run_with_a_budget(tmp_path: Path) -> None:
         for name in (method, "busy", "leave"):
             setattr(ledger, name, gone)
         crew = Crew(client, PlayedLedger(ledger), "m", str(tmp_path / method), LIMITED)
-        with pytest.raises(InputError, match="budget: the process that counts it is gone .The actor died .* died."):
+        told = "the LLM's ledger: the process that counts what is bought is gone .The actor died .* died."
+        with pytest.raises(InputError, match=told):
             crew.run([str(i) for i in range(20)], work, lambda row, error: "")
         assert client.sent["query"] == most
 
