@@ -144,8 +144,8 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
         from chuxin.lineage import directories, every_artifact, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
+        inside = directories(recipe.workspace)
         if known.apply:
-            inside = directories(recipe.workspace)
             for uri in inside:
                 lease.require_free(uri, uri.rpartition("/")[2])
             for uri in finish_removals(inside):
@@ -158,14 +158,18 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             print(f"unfinished, not searched    {uri}")
         for trace in found.made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
+        own = [trace for trace in found.made if trace.artifact.uri in inside]
+        for place in sorted({os.path.dirname(t.artifact.uri) for t in found.made if t not in own}):
+            print(f"in another workspace        {place}: forget it there too, after this one")
         if known.apply:
             forgotten = recipe.curate.forgotten if recipe.curate is not None else None
-            answers = _answer_stores(recipe, artifacts)
-            bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
-            print(f"removed {len(found.made)} artifacts, {bought} stored answers and the report; the recipe makes them "
+            answers = _answer_stores(recipe, [a for a in artifacts if a.uri in inside])
+            pages = [f"{recipe.workspace}/{REPORT}"]
+            bought = remove(found._replace(made=own), known.passage_id, forgotten, answers, pages)
+            print(f"removed {len(own)} artifacts, {bought} stored answers and the report; the recipe makes them "
                   "anew without it")  # fmt: skip
         else:
-            print(f"--apply removes these {len(found.made)} artifacts, the report that shows samples of them, and "
+            print(f"--apply removes these {len(own)} artifacts, the report that shows samples of them, and "
                   "forgets the text")  # fmt: skip
     except Exception as error:
         return runner.fail(error)
@@ -202,7 +206,7 @@ def _committed(known: argparse.Namespace) -> list[Artifact]:
     used = set(own)
     for artifact in reversed(every):  # inputs stand before what is made of them
         if artifact.fingerprint in used:
-            used |= inputs_of(artifact, every)
+            used |= inputs_of(artifact)
     return [artifact for artifact in every if artifact.fingerprint in used - own.keys()] + committed
 
 

@@ -4,9 +4,11 @@ A passage is its text: every row that holds it, by the text's hash, counts, and 
 Removal is by rebuilding: the hash goes into the file that curate's `forgotten` names, stored LLM answers go, and the
 artifacts that hold a trace are deleted, so that the next run of the recipe makes them anew without it. All artifacts
 of the workspace are searched: the file's content is part of curate's fingerprint, so after a removal, whole or killed,
-the recipe no longer knows those of before. Leaves out: the raw files and ingest's copy of them, which are the user's to
-change; they are named. Unfinished stages too, which have no manifest to tell what they hold; they are named. And the
-copies of an object store's artifacts in the nodes' temporary directories (artifacts.fetched).
+the recipe no longer knows those of before. Those of other workspaces that these were made from are searched too and
+named; they are removed there, and later, because from there nothing leads here. Leaves out: the raw files and ingest's
+copy of them, which are the user's to change; they are named. Unfinished stages too, which have no manifest to tell what
+they hold; they are named. And the copies of an object store's artifacts in the nodes' temporary directories
+(artifacts.fetched).
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
                   if (number := _count(artifact, table, hashes, passages, queries))}
         behind = {trace.artifact.fingerprint for trace in made}
-        if counts or inputs_of(artifact, artifacts) & behind:
+        if counts or inputs_of(artifact) & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
     cut = {row.values["text_hash"] for artifact in artifacts

@@ -1,4 +1,4 @@
-"""What an input is that no stage made: its files by name and content, a hub model by its name.
+"""What an input is that the recipe does not make: its files by name and content, a hub model by its name.
 
 Local files are hashed once and remembered by size and time of change, in WORKSPACE/file-identities.json: a corpus of
 a terabyte would otherwise be read again by every job. Leaves out: fingerprints of stages (runner.py).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import fsspec
 import xxhash
@@ -16,6 +17,15 @@ import xxhash
 from chuxin.artifacts import filesystem, read_json, write_json
 from chuxin.errors import InputError
 from chuxin.models.location import packaged
+
+
+class Identity(NamedTuple):
+    """What a reference names."""
+
+    name: str
+    """The same for the same content, wherever it stands."""
+    artifacts: tuple[str, ...]
+    """URIs of the committed artifacts that its files stand in."""
 
 
 class Identities:
@@ -30,7 +40,7 @@ class Identities:
         self._known: dict[str, list] = read_json(self._file) or {}
         self._new = False
 
-    def identify(self, ref: str, is_model: bool, where: str, stages: Sequence[str]) -> str:
+    def identify(self, ref: str, is_model: bool, where: str, stages: Sequence[str]) -> Identity:
         """Returns the identity of a path, glob, URI or hub model.
 
         Args:
@@ -52,10 +62,10 @@ class Identities:
             base, found = root.rpartition("/")[0], [root] if fs.exists(root) else []
         if found:
             files = [(name.removeprefix(base).lstrip("/"), self._of_file(fs, name)) for name in sorted(found)]
-            return xxhash.xxh3_128_hexdigest(repr(files).encode())
+            return Identity(xxhash.xxh3_128_hexdigest(repr(files).encode()), _artifacts(fs, found))
         is_hub_name = is_model and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not ref.startswith(".")
         if is_hub_name and not os.path.isdir(ref.partition("/")[0]) and _may_load(ref):
-            return f"hub:{ref}"
+            return Identity(f"hub:{ref}", ())
         kind = "model" if is_model else "file or folder"
         remedy = f"Give a path, or an earlier stage ({', '.join(stages) or 'none yet'})"
         raise InputError(f"{where}: {ref}", f"there is no such {kind}", remedy)
@@ -83,6 +93,23 @@ class Identities:
         self._known[path] = [*state, digest.hexdigest()]
         self._new = True
         return digest.hexdigest()
+
+
+def _artifacts(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> tuple[str, ...]:
+    """URIs of the committed artifacts that files stand in, whatever links lead to them."""
+    local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
+    places = (os.path.realpath(name) if local else name for name in names)
+    above = {place[: inside.start()] for place in places for inside in re.finditer("/parts/", place)}
+    uris = (name if local else fs.unstrip_protocol(name) for name in sorted(above))
+    return tuple(uri for uri in uris if _is_artifact(uri))
+
+
+def _is_artifact(uri: str) -> bool:
+    try:
+        manifest = read_json(f"{uri}/manifest.json")
+    except ValueError:  # another tool's file of that name
+        return False
+    return isinstance(manifest, dict) and "fingerprint" in manifest
 
 
 def _may_load(name: str) -> bool:

@@ -6,8 +6,6 @@ takes minutes and a constant memory. Leaves out: what is printed (why.py) and wh
 
 from __future__ import annotations
 
-import fnmatch
-import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -105,59 +103,29 @@ def unfinished(workspace: str) -> list[str]:
             if read_json(f"{uri}/manifest.json") is None and filesystem(uri)[0].exists(f"{filesystem(uri)[1]}/parts")]
 
 
-def inputs_of(artifact: Artifact, others: Collection[Artifact]) -> set[str]:
-    """Returns the fingerprints of what an artifact was made from: its stages' and, of others, those its config names.
-
-    A value names an artifact by its path or URI, by that of a file inside it, or by a pattern of such; what was begun
-    later than the artifact cannot be meant.
-    """
-    given = {made["fingerprint"] for made in artifact.manifest["inputs"].values()}
-    named = [_components(value) for value in _texts(artifact.manifest.get("config")) if "/" in value]
-    for other in others:
-        earlier = other.manifest.get("started", "") <= artifact.manifest.get("started", "")
-        if earlier and any(_names(name, _components(other.uri)) for name in named):
-            given.add(other.fingerprint)
-    return given - {artifact.fingerprint}
-
-
-def _components(place: str) -> list[str]:
-    """The parts of a path, absolute and without links, or of a URI."""
-    local = place.removeprefix("file://")
-    return local.split("/") if "://" in local else os.path.realpath(os.path.expanduser(local)).split("/")
-
-
-def _names(name: Sequence[str], place: Sequence[str]) -> bool:
-    """True if a name's parts begin with those of a place, which patterns may stand for; `**` for any number."""
-    for own, part in zip(name, place, strict=False):
-        if own == "**":
-            return True
-        if own != part and not fnmatch.fnmatchcase(part, own):
-            return False
-    return len(name) >= len(place)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+def inputs_of(artifact: Artifact) -> set[str]:
+    """Returns the fingerprints of what an artifact was made from."""
+    return {given["fingerprint"] for given in artifact.manifest["inputs"].values()}
 
 
 def every_artifact(workspace: str) -> list[Artifact]:
-    """Returns all committed artifacts of a workspace, those of other configs and earlier data too.
+    """Returns all committed artifacts of a workspace, and those of others that these were made from.
 
-    Inputs stand before what is made of them.
+    Those of other configs and of earlier data too. Inputs stand before what is made of them.
     """
     found = [Artifact(uri) for uri in directories(workspace) if read_json(f"{uri}/manifest.json") is not None]
     known = {artifact.fingerprint: artifact for artifact in found}
+    for artifact in found:  # which grows meanwhile
+        for given in artifact.manifest["inputs"].values():
+            if given["fingerprint"] not in known and read_json(f"{given['uri']}/manifest.json") is not None:
+                source = Artifact(given["uri"])
+                known[source.fingerprint] = source
+                found.append(source)
     depth: dict[str, int] = {}
 
     def measure(fingerprint: str) -> int:
         if fingerprint not in depth:
-            depth[fingerprint] = 0  # two that a pattern of each names, begun in the same second, have no order
-            given = inputs_of(known[fingerprint], found)
-            depth[fingerprint] = 1 + max(map(measure, given & known.keys()), default=0)
+            depth[fingerprint] = 1 + max(map(measure, inputs_of(known[fingerprint]) & known.keys()), default=0)
         return depth[fingerprint]
 
     return sorted(found, key=lambda artifact: (measure(artifact.fingerprint), artifact.uri))

@@ -54,6 +54,8 @@ class Bound(NamedTuple):
     uri: str
     inputs: dict[str, str]
     """Stage names of its inputs → their artifact URIs."""
+    named: tuple[str, ...]
+    """URIs of further artifacts: those whose files its config names by path, URI or pattern."""
 
     @property
     def committed(self) -> bool:
@@ -95,6 +97,7 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
         if config is None:
             continue
         used: dict[str, str] = {}
+        named: list[str] = []
         identities: dict[str, str] = {}
         for ref, is_model in refs(config):
             head = ref.partition(":")[0]
@@ -102,13 +105,14 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
                 used[head] = bound[head].uri
                 identities[ref] = f"{bound[head].fingerprint}{ref[len(head):]}"
             else:
-                identities[ref] = known.identify(ref, is_model, f"{stage.name} in the config", list(bound))
+                identities[ref], around = known.identify(ref, is_model, f"{stage.name} in the config", list(bound))
+                named += around
         content = {"run": stage.run, "version": stage.version, "config": _content(config, identities)}
         if hasattr(config, "package_files"):  # prompts, which no version of the stage's code stands for
             content["package_files"] = config.package_files()
         fingerprint = xxhash.xxh3_128_hexdigest(repr(content).encode())
         uri = f"{recipe.workspace.rstrip('/')}/{stage.name}-{fingerprint[:12]}"
-        bound[stage.name] = Bound(stage, config, fingerprint, uri, used)
+        bound[stage.name] = Bound(stage, config, fingerprint, uri, used, tuple(dict.fromkeys(named)))
     known.remember()
     return list(bound.values())
 
@@ -131,12 +135,13 @@ def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artif
             remedy = f"Run it first: python jobs/recipe.py --config <this config> --to {name}"
             raise InputError(bound.stage.name, f"its input `{name}` is not committed at {uri}", remedy)
         inputs[name] = Artifact(uri)
+    sources = inputs | {uri: Artifact(uri) for uri in bound.named}
     _require_resources(bound)
     started = time.time()
     describe = {
         "stage": bound.stage.name, "run": bound.stage.run, "version": bound.stage.version,
         "config": to_plain(bound.config), "recipe": to_plain(recipe),
-        "inputs": {name: {"uri": a.uri, "fingerprint": a.fingerprint} for name, a in inputs.items()},
+        "inputs": {name: {"uri": a.uri, "fingerprint": a.fingerprint} for name, a in sources.items()},
         "versions": {"python": platform.python_version(), **{n: _version(n) for n in _VERSIONS}},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
     }

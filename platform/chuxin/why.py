@@ -102,7 +102,7 @@ def _planned(plan: Artifact, rows: Sequence[Row], artifacts: Sequence[Artifact])
     yield f"  {plan.manifest['stage']:12} {', '.join(places)}"
     for training in artifacts:
         last = training.manifest["facts"].get("steps")
-        if last is not None and plan.fingerprint in inputs_of(training, [plan]):
+        if last is not None and plan.fingerprint in inputs_of(training):
             used = [step for step in steps_of(plan, rows) if step <= last]
             steps = f"step{'s' * (len(used) != 1)} {', '.join(map(str, used))}" if used else "not reached"
             yield f"  {training.manifest['stage']:12} {steps} of {last}"

@@ -101,9 +101,20 @@ def test_stages_that_are_killed_give_what_an_undisturbed_run_gives(world: Path, 
              runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform")}})  # fmt: skip
     try:
         found, calm = (run_here(configs[name]) for name in ("killed", "calm"))
+        mined, scored = found["mine"].uri, found["rerank"].uri
+        apart = tmp_path / "apart.yaml"
+        select = RECIPE[RECIPE.index("select:"):].replace("store: mine", f"store: {mined}")
+        apart.write_text(RECIPE[:RECIPE.index("mine:")].format(workspace=tmp_path / "apart")
+                         + select.replace("candidates: rerank", f'candidates: "{scored}/parts/*/candidates.parquet"')
+                         .format())  # fmt: skip
+        named = run_here(apart)["select"]
     finally:
         ray.shutdown()
     assert all(path.read_bytes() == text for path, text in before.items())
+    # Artifacts of another workspace, named by path and by pattern, are inputs like a recipe's own.
+    assert named.manifest["inputs"] == {source.uri: {"uri": source.uri, "fingerprint": source.fingerprint}
+                                        for source in (found["mine"], found["rerank"])}  # fmt: skip
+    assert named.read("groups").equals(found["select"].read("groups"))
     for stage, table in (("mine", "candidates"), ("rerank", "candidates"), ("select", "groups")):
         rows = found[stage].read(table)
         assert rows.equals(calm[stage].read(table)) and rows["query_id"].to_pylist() == list(range(QUERIES))

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from chuxin.errors import InputError
@@ -14,7 +15,7 @@ def identity(workspace: Path, ref: str) -> str:
     known = Identities(str(workspace))
     found = known.identify(ref, False, "ingest", ["sample"])
     known.remember()
-    return found
+    return found.name
 
 
 def test_content_decides_not_time_or_place(tmp_path: Path) -> None:
@@ -44,3 +45,33 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file or folder.*an earlier stage \\(sample\\)"):
         identity(tmp_path, str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("ref", ["{}/pack-1", "file://{}/pack-1/", "{}/pack-1/parts/*/model/parts/x", "{}/**/x",
+                                 "{}/pa*/parts/**/x", "{}/./other/../pack-1/parts/a-1", "{}/link"])  # fmt: skip
+def test_the_artifact_that_files_stand_in_is_named(tmp_path: Path, ref: str) -> None:
+    workspace = tmp_path / "parts" / "ws"
+    for name in ("pack-1", "other", "begun"):
+        inside = workspace / name / "parts" / "a-1" / "model" / "parts"
+        inside.mkdir(parents=True)
+        (inside / "x").write_text(name)
+    (workspace / "pack-1" / "manifest.json").write_text('{"fingerprint": "f"}')
+    (workspace / "other" / "manifest.json").write_text('another tool\'s')  # and one that has begun has none
+    (tmp_path / "manifest.json").write_text("[]")
+    (workspace / "link").symlink_to(workspace / "pack-1" / "parts" / "a-1" / "model")
+    known = Identities(str(tmp_path / "w"))
+    found = known.identify(ref.format(workspace), False, "ingest", [])
+    assert found.artifacts == (str(workspace / "pack-1"),)
+    for apart in ("other", "begun"):
+        assert known.identify(f"{workspace}/{apart}", False, "ingest", []).artifacts == ()
+
+
+def test_an_artifact_of_an_object_store_is_named_by_its_uri(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe({"/ws/pack-1/manifest.json": b'{"fingerprint": "f"}', "/ws/pack-1/parts/a/x": b"1", "/ws/y": b"2"})
+    try:
+        known = Identities(str(tmp_path))
+        assert known.identify("memory://ws/pack-1/parts/*/x", False, "s", []).artifacts == ("memory:///ws/pack-1",)
+        assert known.identify("memory://ws/y", False, "s", []).artifacts == ()
+    finally:
+        store.rm("/ws", recursive=True)

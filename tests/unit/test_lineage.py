@@ -151,28 +151,31 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
         traces(artifacts, 12345)
 
 
-@pytest.mark.parametrize("named", ["{}/pack", "file://{}/pack/", "{}/pack/parts/*/plan.parquet", "{}/pa*/parts/x/y",
-                                   "{}/**/plan.parquet", "{}/./other/../pack"])  # fmt: skip
-def test_what_a_config_names_by_its_uri_descends_too(artifacts: list[Artifact], tmp_path: Path, named: str) -> None:
-    given = {"plan": named.format(tmp_path), "models": [{"model": "/elsewhere/pack"}]}
-    describe = {"stage": "apart", "version": 1, "inputs": {}, "config": given}
-    draft = Draft(str(tmp_path / "apart"), "apart", describe, print)
+def test_what_was_made_from_another_workspace_s_artifact_descends_too(
+    artifacts: list[Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run leaves it whose config named a plan by its path."""
+    plan, here = next(a for a in artifacts if a.manifest["stage"] == "pack"), tmp_path / "here"
+    given = {plan.uri: {"uri": plan.uri, "fingerprint": plan.fingerprint},
+             "gone": {"uri": f"{tmp_path}/gone", "fingerprint": "gone"}}
+    draft = Draft(str(here / "finetune"), "apart", {"stage": "finetune", "version": 1, "inputs": given}, print)
     with draft.attempt("a") as attempt:
-        attempt.count()
-    draft.close()
-    found = [artifact.manifest["stage"] for artifact in every_artifact(str(tmp_path))]
-    assert found.index("apart") > found.index("pack")
-    # Neither what stands beside them nor what was made later is meant.
-    pack, apart = (Artifact(f"{tmp_path}/{name}") for name in ("pack", "apart"))
-    assert pack.fingerprint in inputs_of(apart, [pack])
-    pack.manifest["started"] = "2026-01-02T00:00:00+0000"
-    apart.manifest["started"] = "2026-01-01T00:00:00+0000"
-    assert not inputs_of(apart, [pack])
-    for other in (f"{tmp_path}", f"{tmp_path}/pack_other/x", f"{tmp_path.parent}/*", "sample:raw/pack"):
-        apart.manifest |= {"config": {"path": other}, "started": "2026-01-03T00:00:00+0000"}
-        assert not inputs_of(apart, [pack]), other
-    made = traces(every_artifact(str(tmp_path)), 1).made
-    assert "made from these" in [trace.what for trace in made if trace.artifact.manifest["stage"] == "apart"]
+        attempt.count(facts={"steps": 3})
+    apart = draft.close()
+    assert inputs_of(apart) == {plan.fingerprint, "gone"}
+    found = every_artifact(str(here))
+    stages = [artifact.manifest["stage"] for artifact in found]
+    assert stages[-1] == "finetune" and stages.index("pack") > stages.index("select") and "refine" not in stages
+    assert "finetune     steps 2, 3 of 3" in "\n".join(story(found, WRITTEN))
+    assert [trace.artifact.uri for trace in traces(found, 1).made][-1] == apart.uri
+    config = tmp_path / "recipe.yaml"
+    source = Path(__file__).resolve().parents[2] / "jobs/configs/sample/recipe.yaml"
+    config.write_text(source.read_text(encoding="utf-8").replace(
+        "\ncurate:\n", f"\ncurate:\n  forgotten: {tmp_path}/forgotten.txt\n"), encoding="utf-8")
+    assert forget_job(["1", "--apply", "--config", str(config), "--workspace", str(here)]) == 0
+    told = capsys.readouterr().out
+    assert f"in another workspace        {tmp_path}: forget it there too" in told and "removed 1 artifacts" in told
+    assert not Path(apart.uri).exists() and all(Path(a.uri).exists() for a in artifacts)
 
 
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],

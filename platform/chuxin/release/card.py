@@ -28,8 +28,9 @@ class Origin(NamedTuple):
 
     stage: str
     fingerprint: str
-    rows_in: int
-    rows_out: int
+    rows_in: int | None
+    rows_out: int | None
+    """None of one that is gone."""
 
 
 def render(model: Described, results: Mapping[str, Any] | None, origins: Sequence[Origin]) -> str:
@@ -116,6 +117,8 @@ def _made_from(origins: Sequence[Origin]) -> str:
     if not origins:
         return "## Made from\n\nA checkpoint given from outside; its data are not recorded."
     lines = ["| stage | fingerprint | rows in | rows out |", "|---|---|--:|--:|"]
-    lines += [f"| {o.stage} | `{o.fingerprint}` | {o.rows_in:,} | {o.rows_out:,} |" for o in origins]
+    for origin in origins:
+        rows = " | ".join("–" if n is None else f"{n:,}" for n in (origin.rows_in, origin.rows_out))
+        lines.append(f"| {origin.stage} | `{origin.fingerprint}` | {rows} |")
     text = "Every stage behind the weights. A fingerprint covers a stage's code version, config and inputs."
     return f"## Made from\n\n{text}\n\n" + "\n".join(lines)

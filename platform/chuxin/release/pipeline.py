@@ -6,7 +6,7 @@ import json
 from functools import partial
 from typing import Any
 
-from chuxin.artifacts import Artifact, Attempt, filesystem
+from chuxin.artifacts import Artifact, Attempt, filesystem, read_json
 from chuxin.errors import InputError
 from chuxin.release.card import Described, Origin, render
 from chuxin.release.config import MergeConfig, ReleaseConfig
@@ -73,20 +73,24 @@ def merge_models(key: str, models: list[tuple[str, float]], attempt: Attempt) ->
 
 
 def lineage(artifact: Artifact) -> list[Origin]:
-    """Returns the stages behind an artifact and itself, inputs before what is made of them, each once."""
+    """Returns the stages behind an artifact and itself, inputs before what is made of them, each once.
+
+    One that was taken from another workspace may be gone since: it is named, without what stood behind it.
+    """
     found: dict[str, Origin] = {}
 
-    def visit(current: Artifact) -> None:
-        if current.fingerprint in found:
+    def visit(uri: str, fingerprint: str) -> None:
+        if fingerprint in found:
             return
-        for given in current.manifest["inputs"].values():
-            visit(Artifact(given["uri"]))
-        manifest = current.manifest
-        found[current.fingerprint] = Origin(
-            manifest["stage"], current.fingerprint, manifest["rows_in"], manifest["rows_out"]
-        )
+        manifest = read_json(f"{uri}/manifest.json")
+        if manifest is None:
+            found[fingerprint] = Origin(f"{uri.rpartition('/')[2]} (gone)", fingerprint, None, None)
+            return
+        for given in manifest["inputs"].values():
+            visit(given["uri"], given["fingerprint"])
+        found[fingerprint] = Origin(manifest["stage"], fingerprint, manifest["rows_in"], manifest["rows_out"])
 
-    visit(artifact)
+    visit(artifact.uri, artifact.fingerprint)
     return list(found.values())
 
 

@@ -336,7 +336,7 @@ def _identity(workspace: str, ref: ModelRef, path: str, llm: LLMConfig) -> str:
         # Hashed, not shown: a URL may hold a password, and this name stands in every row.
         return f"endpoint:{llm.served_name}@{_digest(llm.served_name, llm.endpoint.rstrip('/'), llm.revision)}"
     known = Identities(workspace)
-    content = known.identify(path, True, "llm", [])
+    content = known.identify(path, True, "llm", []).name
     known.remember()
     digest = _digest(content, llm.quantization, llm.dtype)
     return f"{ref.rstrip('/').rpartition('/')[2].rpartition(':')[2]}@{digest}"

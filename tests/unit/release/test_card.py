@@ -35,9 +35,10 @@ def test_it_says_whether_the_heads_are_trained(trained: bool) -> None:
 
 def test_origins_and_python_examples() -> None:
     card = render(
-        MODEL, None, [Origin("curate", "ab" * 16, 12_000, 9_000), Origin("finetune", "cd" * 16, 5, 4)]
+        MODEL, None, [Origin("curate", "ab" * 16, 12_000, 9_000), Origin("finetune", "cd" * 16, None, None)]
     )
     assert f"| curate | `{'ab' * 16}` | 12,000 | 9,000 |" in card
+    assert f"| finetune | `{'cd' * 16}` | – | – |" in card
     blocks = card.split("```python\n")[1:]
     assert len(blocks) == 3
     for block in blocks:
