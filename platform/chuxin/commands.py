@@ -140,8 +140,8 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
-        from chuxin.forget import finish_removals, remove, traces
-        from chuxin.lineage import directories, every_artifact, unfinished
+        from chuxin.forget import finish_removals, own_part, remove, require_own, traces
+        from chuxin.lineage import directories, every_artifact, gone, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
         inside = directories(recipe.workspace)
@@ -151,25 +151,32 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             for uri in finish_removals(inside):
                 print(f"{uri}: a killed removal had begun on it; it is gone now")
         artifacts = every_artifact(recipe.workspace)
+        for uri in gone(artifacts):
+            print(f"gone, not searched          {uri}")
+        for uri in unfinished(recipe.workspace):
+            print(f"unfinished, not searched    {uri}")
         found = traces(artifacts, known.passage_id)
         for place in found.raw:
             print(f"raw text, yours to remove   {place}")
-        for uri in unfinished(recipe.workspace):
-            print(f"unfinished, not searched    {uri}")
         for trace in found.made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
-        own = [trace for trace in found.made if trace.artifact.uri in inside]
-        for place in sorted({os.path.dirname(t.artifact.uri) for t in found.made if t not in own}):
-            print(f"in another workspace        {place}: forget it there too, after this one")
+        own, places = own_part(found, inside)
+        for place in places:
+            print(f"in another workspace        {place}: forget it there too, after this and before this is rebuilt")
+        number = f"{len(own.made)} artifact{'s' * (len(own.made) != 1)}"
         if known.apply:
-            forgotten = recipe.curate.forgotten if recipe.curate is not None else None
+            require_own(own, found)
+            forgotten = None if recipe.curate is None else recipe.curate.forgotten
+            if forgotten is None and not (places and recipe.curate is None):
+                remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
+                raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
             answers = _answer_stores(recipe, [a for a in artifacts if a.uri in inside])
             pages = [f"{recipe.workspace}/{REPORT}"]
-            bought = remove(found._replace(made=own), known.passage_id, forgotten, answers, pages)
-            print(f"removed {len(own)} artifacts, {bought} stored answers and the report; the recipe makes them "
+            bought = remove(own, known.passage_id, forgotten, answers, pages)
+            print(f"removed {number}, {bought} stored answers and the report; the recipe makes them "
                   "anew without it")  # fmt: skip
         else:
-            print(f"--apply removes these {len(own)} artifacts, the report that shows samples of them, and "
+            print(f"--apply removes {number}, the report that shows samples of them, and "
                   "forgets the text")  # fmt: skip
     except Exception as error:
         return runner.fail(error)

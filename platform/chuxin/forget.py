@@ -14,10 +14,11 @@ they hold; they are named. And the copies of an object store's artifacts in the 
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from chuxin.artifacts import Artifact, filesystem, read_json, write_bytes, write_json
+from chuxin.artifacts import Artifact, filesystem, is_local, read_json, write_bytes, write_json
 from chuxin.corpus.passages import FORGOTTEN
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
@@ -81,11 +82,11 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
                for verdict in row.values["verdicts"]}
     made: list[Trace] = []
     for artifact in artifacts:
-        if holds(artifact, "documents"):
+        behind = {trace.artifact.fingerprint for trace in made}
+        if holds(artifact, "documents") and not inputs_of(artifact) & behind:
             continue
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
                   if (number := _count(artifact, table, hashes, passages, queries))}
-        behind = {trace.artifact.fingerprint for trace in made}
         if counts or inputs_of(artifact) & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
@@ -124,6 +125,30 @@ def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int],
     return len(found)
 
 
+def own_part(found: Found, inside: Collection[str]) -> tuple[Found, list[str]]:
+    """Leaves the traces in one workspace, whose directories are `inside`, and names the workspaces that hold others."""
+    own = [trace for trace in found.made if trace.artifact.uri in inside]
+    places = (posixpath.dirname(trace.artifact.uri) for trace in found.made if trace not in own)
+    return found._replace(made=own), sorted({os.path.realpath(p) if is_local(p) else p for p in places})
+
+
+def require_own(own: Found, found: Found) -> None:
+    """Refuses a removal that would leave traces in other workspaces which nothing leads to any more.
+
+    Raises:
+        InputError: Another workspace's artifact was made from one of these, or none of these is this workspace's.
+    """
+    others = [trace.artifact for trace in found.made if trace not in own.made]
+    if others and not own.made:
+        raise InputError(others[0].uri, "it holds the passage, and nothing in this workspace was made from it",
+                         "Forget it in that workspace")
+    going = {trace.artifact.fingerprint for trace in own.made}
+    for artifact in others:
+        if inputs_of(artifact) & going:
+            raise InputError(artifact.uri, "it was made from artifacts of this workspace, and this one's from it, so "
+                             "that removing either hides the other", "Delete this directory first")
+
+
 def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collection[str], pages: Sequence[str]) -> int:
     """Writes the passage into the file of forgotten ones, then deletes answers, pages and artifacts that hold a trace.
 
@@ -133,7 +158,7 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
     Args:
         found: What `traces` found.
         passage_id: Of the passage.
-        forgotten: The file that curate's config names.
+        forgotten: The file that curate's config names; None where another workspace gives the passages.
         answers: Directories of stored LLM answers.
         pages: Files that show samples of the artifacts, such as the report.
 
@@ -141,12 +166,10 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
         The number of stored answers that were removed.
 
     Raises:
-        InputError: The config's curate names no such file, or it holds something else.
+        InputError: The file holds something else.
     """
-    if forgotten is None:
-        remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
-        raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
-    _add_forgotten(os.path.expanduser(forgotten), passage_id, found.hashes)
+    if forgotten is not None:
+        _add_forgotten(os.path.expanduser(forgotten), passage_id, found.hashes)
     removed = sum(remove_answers(directory, lambda value: value[-1] in found.shown) for directory in answers)
     for page in pages:
         fs, place = filesystem(page)

@@ -6,7 +6,9 @@ a terabyte would otherwise be read again by every job. Leaves out: fingerprints 
 
 from __future__ import annotations
 
+import json
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,7 +52,7 @@ class Identities:
             stages: Earlier stages, named in errors.
 
         Raises:
-            InputError: There is no such file, folder or model.
+            InputError: There is no such file, folder or model, or a file belongs to a stage that is not committed.
         """
         fs, root = filesystem(os.path.expanduser(packaged(ref)))
         if fsspec.core.has_magic(root):
@@ -62,7 +64,8 @@ class Identities:
             base, found = root.rpartition("/")[0], [root] if fs.exists(root) else []
         if found:
             files = [(name.removeprefix(base).lstrip("/"), self._of_file(fs, name)) for name in sorted(found)]
-            return Identity(xxhash.xxh3_128_hexdigest(repr(files).encode()), _artifacts(fs, found))
+            around = () if "::" in ref else _artifacts(fs, found)  # no artifact stands in an archive
+            return Identity(xxhash.xxh3_128_hexdigest(repr(files).encode()), around)
         is_hub_name = is_model and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not ref.startswith(".")
         if is_hub_name and not os.path.isdir(ref.partition("/")[0]) and _may_load(ref):
             return Identity(f"hub:{ref}", ())
@@ -96,20 +99,27 @@ class Identities:
 
 
 def _artifacts(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> tuple[str, ...]:
-    """URIs of the committed artifacts that files stand in, whatever links lead to them."""
+    """URIs of the committed artifacts that files stand in, by the names given or behind links."""
+    folders = {posixpath.dirname(name) for name in names}
     local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
-    places = (os.path.realpath(name) if local else name for name in names)
-    above = {place[: inside.start()] for place in places for inside in re.finditer("/parts/", place)}
-    uris = (name if local else fs.unstrip_protocol(name) for name in sorted(above))
-    return tuple(uri for uri in uris if _is_artifact(uri))
+    if local:
+        linked = {os.path.dirname(os.path.realpath(name)) for name in names if os.path.islink(name)}
+        folders |= {os.path.realpath(folder) for folder in folders} | linked
+    above = {folder[: inside.start()] for folder in folders for inside in re.finditer("/parts(?=/|$)", folder)}
+    found = {place for place in above if _is_artifact(fs, place)}
+    return tuple(sorted({os.path.realpath(p) if local else fs.unstrip_protocol(p) for p in found}))
 
 
-def _is_artifact(uri: str) -> bool:
+def _is_artifact(fs: fsspec.AbstractFileSystem, place: str) -> bool:
+    if not fs.isfile(f"{place}/manifest.json"):  # nor where the file system does not tell
+        if fs.isdir(f"{place}/partitions") and fs.isdir(f"{place}/parts"):
+            raise InputError(place, "this stage is not committed, so its files are not whole", "Run it to its end")
+        return False
     try:
-        manifest = read_json(f"{uri}/manifest.json")
+        manifest = json.loads(fs.cat_file(f"{place}/manifest.json"))
     except ValueError:  # another tool's file of that name
         return False
-    return isinstance(manifest, dict) and "fingerprint" in manifest
+    return isinstance(manifest, dict) and {"stage", "fingerprint", "inputs", "partitions"} <= manifest.keys()
 
 
 def _may_load(name: str) -> bool:

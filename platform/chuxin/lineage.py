@@ -6,7 +6,7 @@ takes minutes and a constant memory. Leaves out: what is printed (why.py) and wh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from chuxin.artifacts import Artifact, filesystem, open_parquet, read_json
+from chuxin.errors import InputError
 
 HELD = ("positives", "negatives")
 """The columns of groups and candidates that hold passages."""
@@ -108,6 +109,33 @@ def inputs_of(artifact: Artifact) -> set[str]:
     return {given["fingerprint"] for given in artifact.manifest["inputs"].values()}
 
 
+def source_of(given: Mapping[str, str], consumer: str) -> Artifact | None:
+    """Opens an input that a manifest names: where it stood, or beside its consumer, if the workspace was moved.
+
+    Args:
+        given: Its `uri` and `fingerprint`.
+        consumer: URI of the artifact that was made from it.
+
+    Returns:
+        None where it cannot be read, or what stands there is another one.
+    """
+    for uri in (given["uri"], f"{consumer.rpartition('/')[0]}/{given['uri'].rpartition('/')[2]}"):
+        try:
+            source = Artifact(uri)
+        except (InputError, OSError, ValueError, KeyError, TypeError):  # gone, or no manifest of ours
+            continue
+        if source.fingerprint == given["fingerprint"]:
+            return source
+    return None
+
+
+def gone(artifacts: Sequence[Artifact]) -> list[str]:
+    """Returns the URIs of what artifacts were made from and what is not among them."""
+    known = {artifact.fingerprint for artifact in artifacts}
+    return sorted({given["uri"] for artifact in artifacts for given in artifact.manifest["inputs"].values()
+                   if given["fingerprint"] not in known})
+
+
 def every_artifact(workspace: str) -> list[Artifact]:
     """Returns all committed artifacts of a workspace, and those of others that these were made from.
 
@@ -117,8 +145,7 @@ def every_artifact(workspace: str) -> list[Artifact]:
     known = {artifact.fingerprint: artifact for artifact in found}
     for artifact in found:  # which grows meanwhile
         for given in artifact.manifest["inputs"].values():
-            if given["fingerprint"] not in known and read_json(f"{given['uri']}/manifest.json") is not None:
-                source = Artifact(given["uri"])
+            if given["fingerprint"] not in known and (source := source_of(given, artifact.uri)):
                 known[source.fingerprint] = source
                 found.append(source)
     depth: dict[str, int] = {}

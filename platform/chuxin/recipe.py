@@ -40,7 +40,7 @@ STAGES = (
     Stage("reranker", "finetune", "chuxin.training.worker:reranker", 3),
     Stage("merge", "merge", "chuxin.release.pipeline:merge", 1),
     Stage("evaluate", "evaluate", "chuxin.evaluation.pipeline:run", 2),
-    Stage("release", "release", "chuxin.release.pipeline:run", 2),
+    Stage("release", "release", "chuxin.release.pipeline:run", 3),
     Stage("serve", "serve", "chuxin.serving.pipeline:serve", 2),
 )
 """Every stage, in order. Raise a version when the stage's code computes something else."""

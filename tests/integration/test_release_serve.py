@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ def test_the_stages_commit_and_agree(artifacts: dict[str, Artifact]) -> None:
     assert facts["serve"]["model"] == NAME
     card = Path(artifacts["release"].path("model"), "README.md").read_text(encoding="utf-8")
     assert artifacts["init"].fingerprint in card
+
+
+def test_a_model_that_is_named_by_its_path_has_its_origin_in_the_card(
+    recipe: RecipeConfig, artifacts: dict[str, Artifact]
+) -> None:
+    given = replace(recipe.release, model=artifacts["init"].path("model"))
+    apart = RecipeConfig(name="apart", workspace=f"{recipe.workspace}-apart", release=given)
+    made = runner.run_here(*runner.bind(apart, STAGES), apart)
+    source = artifacts["init"]
+    assert made.manifest["inputs"] == {source.uri: {"uri": source.uri, "fingerprint": source.fingerprint}}
+    assert f"| init | `{source.fingerprint}` |" in Path(made.path("model"), "README.md").read_text(encoding="utf-8")
 
 
 def test_the_endpoint_serves_the_checkpoint_s_vectors(artifacts: dict[str, Artifact]) -> None:

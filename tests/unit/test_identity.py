@@ -10,6 +10,8 @@ import pytest
 from chuxin.errors import InputError
 from chuxin.identity import Identities
 
+MANIFEST = '{"stage": "pack", "fingerprint": "f", "inputs": {}, "partitions": []}'
+
 
 def identity(workspace: Path, ref: str) -> str:
     known = Identities(str(workspace))
@@ -51,27 +53,47 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
                                  "{}/pa*/parts/**/x", "{}/./other/../pack-1/parts/a-1", "{}/link"])  # fmt: skip
 def test_the_artifact_that_files_stand_in_is_named(tmp_path: Path, ref: str) -> None:
     workspace = tmp_path / "parts" / "ws"
-    for name in ("pack-1", "other", "begun"):
+    for name in ("pack-1", "other", "data"):
         inside = workspace / name / "parts" / "a-1" / "model" / "parts"
         inside.mkdir(parents=True)
         (inside / "x").write_text(name)
-    (workspace / "pack-1" / "manifest.json").write_text('{"fingerprint": "f"}')
-    (workspace / "other" / "manifest.json").write_text('another tool\'s')  # and one that has begun has none
-    (tmp_path / "manifest.json").write_text("[]")
+    (workspace / "pack-1" / "manifest.json").write_text(MANIFEST)
+    (workspace / "other" / "manifest.json").write_text('another tool\'s')
+    (workspace / "data" / "manifest.json").mkdir()
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "another tool\'s"}')
     (workspace / "link").symlink_to(workspace / "pack-1" / "parts" / "a-1" / "model")
     known = Identities(str(tmp_path / "w"))
     found = known.identify(ref.format(workspace), False, "ingest", [])
     assert found.artifacts == (str(workspace / "pack-1"),)
-    for apart in ("other", "begun"):
+    for apart in ("other", "data"):
         assert known.identify(f"{workspace}/{apart}", False, "ingest", []).artifacts == ()
 
 
 def test_an_artifact_of_an_object_store_is_named_by_its_uri(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
-    store.pipe({"/ws/pack-1/manifest.json": b'{"fingerprint": "f"}', "/ws/pack-1/parts/a/x": b"1", "/ws/y": b"2"})
+    store.pipe({"/ws/pack-1/manifest.json": MANIFEST.encode(), "/ws/pack-1/parts/a/x": b"1", "/ws/y": b"2"})
     try:
         known = Identities(str(tmp_path))
         assert known.identify("memory://ws/pack-1/parts/*/x", False, "s", []).artifacts == ("memory:///ws/pack-1",)
         assert known.identify("memory://ws/y", False, "s", []).artifacts == ()
     finally:
         store.rm("/ws", recursive=True)
+
+
+def test_an_artifact_whose_parts_lie_behind_a_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "a-1").mkdir(parents=True)
+    (tmp_path / "disk" / "a-1" / "x").write_text("1")
+    (tmp_path / "pack-1").mkdir()
+    (tmp_path / "pack-1" / "manifest.json").write_text(MANIFEST)
+    (tmp_path / "pack-1" / "parts").symlink_to(tmp_path / "disk")
+    known = Identities(str(tmp_path / "w"))
+    found = known.identify(f"{tmp_path}/pack-1/parts/*/x", False, "ingest", [])
+    assert found.artifacts == (str(tmp_path / "pack-1"),)
+
+
+def test_files_of_a_stage_that_is_not_committed_are_refused(tmp_path: Path) -> None:
+    for folder in ("partitions", "parts/a-1"):
+        (tmp_path / "pack-1" / folder).mkdir(parents=True)
+    (tmp_path / "pack-1" / "parts" / "a-1" / "x").write_text("1")
+    with pytest.raises(InputError, match="pack-1: this stage is not committed"):
+        Identities(str(tmp_path / "w")).identify(f"{tmp_path}/pack-1/parts", False, "ingest", [])

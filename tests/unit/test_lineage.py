@@ -15,7 +15,7 @@ from chuxin.commands import forget_job
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.forget import finish_removals, remove, traces
-from chuxin.lineage import Row, directories, every_artifact, inputs_of, rows_with, steps_of
+from chuxin.lineage import Row, directories, every_artifact, gone, inputs_of, rows_with, source_of, steps_of
 from chuxin.mining.queries import BLOCK
 from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
@@ -168,22 +168,61 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     assert stages[-1] == "finetune" and stages.index("pack") > stages.index("select") and "refine" not in stages
     assert "finetune     steps 2, 3 of 3" in "\n".join(story(found, WRITTEN))
     assert [trace.artifact.uri for trace in traces(found, 1).made][-1] == apart.uri
+    # This config has no curate that could forget, and needs none; where all stands in its own workspace it does.
     config = tmp_path / "recipe.yaml"
-    source = Path(__file__).resolve().parents[2] / "jobs/configs/sample/recipe.yaml"
-    config.write_text(source.read_text(encoding="utf-8").replace(
-        "\ncurate:\n", f"\ncurate:\n  forgotten: {tmp_path}/forgotten.txt\n"), encoding="utf-8")
-    assert forget_job(["1", "--apply", "--config", str(config), "--workspace", str(here)]) == 0
+    config.write_text(f"name: apart\nworkspace: {here}\n")
+    apply = ["1", "--apply", "--config", str(config)]
+    assert forget_job([*apply, "--workspace", str(tmp_path)]) == 2
+    assert "the config names no file of forgotten passages" in capsys.readouterr().err and Path(plan.uri).exists()
+    assert forget_job(apply) == 0
     told = capsys.readouterr().out
-    assert f"in another workspace        {tmp_path}: forget it there too" in told and "removed 1 artifacts" in told
+    assert f"in another workspace        {tmp_path}: forget it there too" in told and "removed 1 artifact," in told
     assert not Path(apart.uri).exists() and all(Path(a.uri).exists() for a in artifacts)
+    assert f"gone, not searched          {tmp_path}/gone\n" in told
+    # Taken as it is by this one's ingest, it is raw text of this one no longer.
+    taken = {"uri": artifacts[1].uri, "fingerprint": artifacts[1].fingerprint}
+    commit_empty(here / "taking", {"curate": taken}, {"documents": DOCUMENTS})
+    assert forget_job(apply) == 0 and not (here / "taking").exists()
+    assert forget_job(apply) == 2  # nothing of this workspace leads there any more
+    # Each made something from the other's: no order of removals would find all.
+    ours = commit_empty(here / "finetune", {"curate": taken})
+    commit_empty(tmp_path / "merge", {"x": {"uri": ours.uri, "fingerprint": ours.fingerprint}})
+    commit_empty(here / "last", {"x": {"uri": f"{tmp_path}/merge", "fingerprint": "merge-print"}})
+    capsys.readouterr()
+    assert forget_job(apply) == 2 and "so that removing either hides the other" in capsys.readouterr().err
+    assert Path(ours.uri).exists()
+
+
+def test_an_input_is_what_its_manifest_says_or_gone(tmp_path: Path) -> None:
+    """Another artifact at its place is not it; a workspace that was moved has its own beside each other."""
+    pack = commit_empty(tmp_path / "models" / "current", {}, name="pack")
+    given = {"uri": pack.uri, "fingerprint": pack.fingerprint}
+    train = commit_empty(tmp_path / "ws" / "train", {pack.uri: given})
+    assert [a.uri for a in every_artifact(f"{tmp_path}/ws")] == [pack.uri, train.uri] and gone([pack, train]) == []
+    (tmp_path / "models").rename(tmp_path / "gone")
+    commit_empty(tmp_path / "models" / "current", {"train": {"uri": train.uri, "fingerprint": "train-print"}}, name="x")
+    found = every_artifact(f"{tmp_path}/ws")
+    assert [a.uri for a in found] == [train.uri] and gone(found) == [pack.uri]
+    for bad in ("[]", "{", '{"fingerprint": 1}'):
+        (tmp_path / "models" / "current" / "manifest.json").write_text(bad)
+        assert source_of(given, train.uri) is None
+    (tmp_path / "gone" / "current").rename(tmp_path / "ws" / "current")
+    assert source_of(given, train.uri).uri == f"{tmp_path}/ws/current"
+
+
+def commit_empty(place: Path, inputs: Mapping[str, Any], tables: Mapping[str, pa.Schema] | None = None,
+                 name: str | None = None) -> Artifact:
+    name = name or place.name
+    draft = Draft(str(place), f"{name}-print", {"stage": name, "version": 1, "inputs": inputs}, print)
+    with draft.attempt("a") as attempt:
+        for table, schema in (tables or {}).items():
+            attempt.write(table, [schema.empty_table()], schema)
+    return draft.close()
 
 
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
                                                                         tmp_path: Path) -> None:
     found = traces(artifacts, 1)
-    with pytest.raises(InputError, match="the config names no file of forgotten passages"):
-        remove(found, 1, None, (), ())
-    assert all(Path(a.uri).is_dir() for a in artifacts)
     forgotten, pages = tmp_path / "forgotten.txt", [str(tmp_path / "report.html"), str(tmp_path / "none.html")]
     Path(pages[0]).write_text("a sample")
     with AnswerStore(str(tmp_path / "answers")) as store:
@@ -329,7 +368,7 @@ def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
     common = ["--config", str(config), "--workspace", str(tmp_path)]
     assert forget_job(["1", *common]) == 0
     told = capsys.readouterr().out
-    assert "removes these 8 artifacts" in told and f"unfinished, not searched    {tmp_path}/judge-half\n" in told
+    assert "removes 8 artifacts" in told and f"unfinished, not searched    {tmp_path}/judge-half\n" in told
     assert all(Path(a.uri).exists() for a in artifacts)
     assert forget_job(["1", "--apply", *common]) == 0
     assert "removed 8 artifacts, 1 stored answers" in capsys.readouterr().out

@@ -103,7 +103,8 @@ def test_an_artifact_whose_files_a_config_names_is_bound_as_an_input(recipe: Rec
     assert [(b.inputs.keys(), b.named) for b in bind(recipe, STAGES)] == [(set(), ()), ({"first"}, ())]
     for name in "ab":
         (tmp_path / name / "parts" / "p").mkdir(parents=True)
-        (tmp_path / name / "manifest.json").write_text(f'{{"fingerprint": "{name}"}}')
+        (tmp_path / name / "manifest.json").write_text(
+            f'{{"stage": "{name}", "fingerprint": "{name}", "inputs": {{}}, "partitions": []}}')
         (tmp_path / name / "parts" / "p" / "x").write_text(name)
     named = replace(recipe, first=replace(recipe.first, path=Ref(f"{tmp_path}/?/parts/*/x")),
                     second=Second(Ref("first"), ModelRef(f"{tmp_path}/b/parts/p")))

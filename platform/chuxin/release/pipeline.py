@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from functools import partial
 from typing import Any
 
-from chuxin.artifacts import Artifact, Attempt, filesystem, read_json
+from chuxin.artifacts import Artifact, Attempt, filesystem
 from chuxin.errors import InputError
+from chuxin.identity import Identities
+from chuxin.lineage import source_of
 from chuxin.release.card import Described, Origin, render
 from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Context
@@ -20,7 +23,12 @@ def run(ctx: Context, config: ReleaseConfig) -> None:
     """
     results = None if config.evaluation is None else _results(ctx, config.evaluation)
     stage = str(config.model).partition(":")[0]
-    origins = lineage(ctx.inputs[stage]) if stage in ctx.inputs else []
+    if stage in ctx.inputs:
+        behind = [ctx.inputs[stage]]
+    else:
+        known = Identities(posixpath.dirname(ctx.draft.uri))
+        behind = [Artifact(uri) for uri in known.identify(config.model, True, ctx.name, []).artifacts]
+    origins = [origin for artifact in behind for origin in lineage(artifact)]
     task = partial(release, config, results, origins)
     work = {"release": ctx.resolve(config.model)}
     ctx.draft.map(work, task, name="release", num_cpus=config.execution.num_cpus)
@@ -79,18 +87,22 @@ def lineage(artifact: Artifact) -> list[Origin]:
     """
     found: dict[str, Origin] = {}
 
-    def visit(uri: str, fingerprint: str) -> None:
-        if fingerprint in found:
+    def visit(current: Artifact) -> None:
+        if current.fingerprint in found:
             return
-        manifest = read_json(f"{uri}/manifest.json")
-        if manifest is None:
-            found[fingerprint] = Origin(f"{uri.rpartition('/')[2]} (gone)", fingerprint, None, None)
-            return
-        for given in manifest["inputs"].values():
-            visit(given["uri"], given["fingerprint"])
-        found[fingerprint] = Origin(manifest["stage"], fingerprint, manifest["rows_in"], manifest["rows_out"])
+        for given in current.manifest["inputs"].values():
+            source = source_of(given, current.uri)
+            if source is not None:
+                visit(source)
+            elif given["fingerprint"] not in found:
+                name = f"{given['uri'].rpartition('/')[2]} (gone)"
+                found[given["fingerprint"]] = Origin(name, given["fingerprint"], None, None)
+        manifest = current.manifest
+        found[current.fingerprint] = Origin(
+            manifest["stage"], current.fingerprint, manifest["rows_in"], manifest["rows_out"]
+        )
 
-    visit(artifact.uri, artifact.fingerprint)
+    visit(artifact)
     return list(found.values())
 
 
