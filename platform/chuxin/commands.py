@@ -140,8 +140,8 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
-        from chuxin.forget import finish_removals, own_part, remove, require_own, traces
-        from chuxin.lineage import directories, every_artifact, gone, unfinished
+        from chuxin.forget import finish_removals, own_part, remove, traces
+        from chuxin.lineage import directories, every_artifact, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
         inside = directories(recipe.workspace)
@@ -150,8 +150,8 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
                 lease.require_free(uri, uri.rpartition("/")[2])
             for uri in finish_removals(inside):
                 print(f"{uri}: a killed removal had begun on it; it is gone now")
-        artifacts = every_artifact(recipe.workspace)
-        for uri in gone(artifacts):
+        artifacts, gone = every_artifact(recipe.workspace)
+        for uri in sorted(gone.values()):
             print(f"gone, not searched          {uri}")
         for uri in unfinished(recipe.workspace):
             print(f"unfinished, not searched    {uri}")
@@ -165,9 +165,9 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             print(f"in another workspace        {place}: forget it there too, after this and before this is rebuilt")
         number = f"{len(own.made)} artifact{'s' * (len(own.made) != 1)}"
         if known.apply:
-            require_own(own, found)
             forgotten = None if recipe.curate is None else recipe.curate.forgotten
-            if forgotten is None and not (places and recipe.curate is None):
+            curated = any(trace.artifact.manifest["stage"] == "curate" for trace in own.made)
+            if forgotten is None and (curated or not places):
                 remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
                 raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
             answers = _answer_stores(recipe, [a for a in artifacts if a.uri in inside])
@@ -203,18 +203,11 @@ def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 
 def _committed(known: argparse.Namespace) -> list[Artifact]:
-    """Returns the recipe's committed artifacts, in order, behind those of the workspace that their configs name."""
-    from chuxin.lineage import every_artifact, inputs_of
+    """Returns the recipe's committed artifacts, in order, and what others they were made from."""
+    from chuxin.lineage import behind
 
     recipe = load_recipe(known.config, known.workspace)
-    committed = [Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]
-    own = {artifact.fingerprint: artifact for artifact in committed}
-    every = every_artifact(recipe.workspace)
-    used = set(own)
-    for artifact in reversed(every):  # inputs stand before what is made of them
-        if artifact.fingerprint in used:
-            used |= inputs_of(artifact)
-    return [artifact for artifact in every if artifact.fingerprint in used - own.keys()] + committed
+    return behind([Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]).artifacts
 
 
 def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:

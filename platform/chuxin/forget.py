@@ -18,7 +18,7 @@ import posixpath
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from chuxin.artifacts import Artifact, filesystem, is_local, read_json, write_bytes, write_json
+from chuxin.artifacts import Artifact, filesystem, read_json, write_bytes, write_json
 from chuxin.corpus.passages import FORGOTTEN
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
@@ -128,25 +128,7 @@ def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int],
 def own_part(found: Found, inside: Collection[str]) -> tuple[Found, list[str]]:
     """Leaves the traces in one workspace, whose directories are `inside`, and names the workspaces that hold others."""
     own = [trace for trace in found.made if trace.artifact.uri in inside]
-    places = (posixpath.dirname(trace.artifact.uri) for trace in found.made if trace not in own)
-    return found._replace(made=own), sorted({os.path.realpath(p) if is_local(p) else p for p in places})
-
-
-def require_own(own: Found, found: Found) -> None:
-    """Refuses a removal that would leave traces in other workspaces which nothing leads to any more.
-
-    Raises:
-        InputError: Another workspace's artifact was made from one of these, or none of these is this workspace's.
-    """
-    others = [trace.artifact for trace in found.made if trace not in own.made]
-    if others and not own.made:
-        raise InputError(others[0].uri, "it holds the passage, and nothing in this workspace was made from it",
-                         "Forget it in that workspace")
-    going = {trace.artifact.fingerprint for trace in own.made}
-    for artifact in others:
-        if inputs_of(artifact) & going:
-            raise InputError(artifact.uri, "it was made from artifacts of this workspace, and this one's from it, so "
-                             "that removing either hides the other", "Delete this directory first")
+    return found._replace(made=own), sorted({posixpath.dirname(t.artifact.uri) for t in found.made if t not in own})
 
 
 def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collection[str], pages: Sequence[str]) -> int:

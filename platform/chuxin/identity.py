@@ -64,7 +64,7 @@ class Identities:
             base, found = root.rpartition("/")[0], [root] if fs.exists(root) else []
         if found:
             files = [(name.removeprefix(base).lstrip("/"), self._of_file(fs, name)) for name in sorted(found)]
-            around = () if "::" in ref else _artifacts(fs, found)  # no artifact stands in an archive
+            around = () if "::" in ref else _artifacts(fs, found)  # chained: no URI of an artifact
             return Identity(xxhash.xxh3_128_hexdigest(repr(files).encode()), around)
         is_hub_name = is_model and re.fullmatch(r"[\w.-]+/[\w.-]+", ref) and not ref.startswith(".")
         if is_hub_name and not os.path.isdir(ref.partition("/")[0]) and _may_load(ref):
@@ -112,7 +112,7 @@ def _artifacts(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> tuple[str
 
 def _is_artifact(fs: fsspec.AbstractFileSystem, place: str) -> bool:
     if not fs.isfile(f"{place}/manifest.json"):  # nor where the file system does not tell
-        if fs.isdir(f"{place}/partitions") and fs.isdir(f"{place}/parts"):
+        if re.search("-[0-9a-f]{12}$", place) and fs.isdir(f"{place}/partitions"):
             raise InputError(place, "this stage is not committed, so its files are not whole", "Run it to its end")
         return False
     try:

@@ -6,6 +6,7 @@ takes minutes and a constant memory. Leaves out: what is printed (why.py) and wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, filesystem, open_parquet, read_json
+from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet, read_json
 from chuxin.errors import InputError
 
 HELD = ("positives", "negatives")
@@ -109,50 +110,77 @@ def inputs_of(artifact: Artifact) -> set[str]:
     return {given["fingerprint"] for given in artifact.manifest["inputs"].values()}
 
 
-def source_of(given: Mapping[str, str], consumer: str) -> Artifact | None:
-    """Opens an input that a manifest names: where it stood, or beside its consumer, if the workspace was moved.
+class Behind(NamedTuple):
+    """Artifacts and all that they were made from."""
+
+    artifacts: list[Artifact]
+    """Inputs before what is made of them; those of other workspaces too."""
+    gone: dict[str, str]
+    """What cannot be read any more: fingerprint → URI."""
+
+
+def behind(made: Sequence[Artifact]) -> Behind:
+    """Follows manifests' inputs from artifacts to the first ones.
+
+    An input is what has the recorded fingerprint and stands beside its consumer (a workspace may have been moved, or
+    copied) or else where it stood. The place tells two apart, not the fingerprint: a copy of a model, made by another
+    workspace, has the fingerprint of what it was copied from.
 
     Args:
-        given: Its `uri` and `fingerprint`.
-        consumer: URI of the artifact that was made from it.
-
-    Returns:
-        None where it cannot be read, or what stands there is another one.
+        made: They keep their URIs as given here, however inputs spell them.
     """
-    for uri in (given["uri"], f"{consumer.rpartition('/')[0]}/{given['uri'].rpartition('/')[2]}"):
-        try:
-            source = Artifact(uri)
-        except (InputError, OSError, ValueError, KeyError, TypeError):  # gone, or no manifest of ours
-            continue
-        if source.fingerprint == given["fingerprint"]:
-            return source
-    return None
+    at: dict[str, Artifact | None] = {_place(artifact.uri): artifact for artifact in made}
+    found: list[Artifact] = []
+    seen: set[str] = set()
+    gone: dict[str, str] = {}
 
+    def source(given: Mapping[str, str], consumer: Artifact) -> Artifact | None:
+        beside = f"{consumer.uri.rpartition('/')[0]}/{given['uri'].rpartition('/')[2]}"
+        for uri in (beside, given["uri"]):
+            place = _place(uri)
+            if place not in at:
+                at[place] = _artifact_at(uri)
+            known = at[place]
+            if known is not None and known is not consumer and known.fingerprint == given["fingerprint"]:
+                return known
+        return None
 
-def gone(artifacts: Sequence[Artifact]) -> list[str]:
-    """Returns the URIs of what artifacts were made from and what is not among them."""
-    known = {artifact.fingerprint for artifact in artifacts}
-    return sorted({given["uri"] for artifact in artifacts for given in artifact.manifest["inputs"].values()
-                   if given["fingerprint"] not in known})
-
-
-def every_artifact(workspace: str) -> list[Artifact]:
-    """Returns all committed artifacts of a workspace, and those of others that these were made from.
-
-    Those of other configs and of earlier data too. Inputs stand before what is made of them.
-    """
-    found = [Artifact(uri) for uri in directories(workspace) if read_json(f"{uri}/manifest.json") is not None]
-    known = {artifact.fingerprint: artifact for artifact in found}
-    for artifact in found:  # which grows meanwhile
+    def visit(artifact: Artifact) -> None:
+        if artifact.uri in seen:
+            return
+        seen.add(artifact.uri)
         for given in artifact.manifest["inputs"].values():
-            if given["fingerprint"] not in known and (source := source_of(given, artifact.uri)):
-                known[source.fingerprint] = source
-                found.append(source)
-    depth: dict[str, int] = {}
+            known = source(given, artifact)
+            if known is None:
+                gone[given["fingerprint"]] = given["uri"]
+            else:
+                visit(known)
+        found.append(artifact)
 
-    def measure(fingerprint: str) -> int:
-        if fingerprint not in depth:
-            depth[fingerprint] = 1 + max(map(measure, inputs_of(known[fingerprint]) & known.keys()), default=0)
-        return depth[fingerprint]
+    for artifact in made:
+        visit(artifact)
+    return Behind(found, gone)
 
-    return sorted(found, key=lambda artifact: (measure(artifact.fingerprint), artifact.uri))
+
+def _place(uri: str) -> str:
+    """One name of a place, whatever links, protocols and relative parts lead there."""
+    try:
+        fs, path = filesystem(uri)
+    except InputError:  # its protocol's package is not installed: nothing can be read there
+        return uri
+    return os.path.realpath(path) if is_local(uri) else fs.unstrip_protocol(path)
+
+
+def _artifact_at(uri: str) -> Artifact | None:
+    try:
+        return Artifact(uri)
+    except (InputError, OSError, ValueError, KeyError, TypeError):  # gone, or another tool's manifest
+        return None
+
+
+def every_artifact(workspace: str) -> Behind:
+    """Returns all committed artifacts of a workspace, those of other configs and of earlier data too, and what others
+    they were made from.
+    """
+    uris = (uri for uri in directories(workspace) if read_json(f"{uri}/manifest.json") is not None)
+    return behind([Artifact(uri) for uri in uris])

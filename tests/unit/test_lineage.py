@@ -15,7 +15,7 @@ from chuxin.commands import forget_job
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.forget import finish_removals, remove, traces
-from chuxin.lineage import Row, directories, every_artifact, gone, inputs_of, rows_with, source_of, steps_of
+from chuxin.lineage import Behind, Row, directories, every_artifact, inputs_of, rows_with, steps_of
 from chuxin.mining.queries import BLOCK
 from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
@@ -163,7 +163,7 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
         attempt.count(facts={"steps": 3})
     apart = draft.close()
     assert inputs_of(apart) == {plan.fingerprint, "gone"}
-    found = every_artifact(str(here))
+    found = every_artifact(str(here)).artifacts
     stages = [artifact.manifest["stage"] for artifact in found]
     assert stages[-1] == "finetune" and stages.index("pack") > stages.index("select") and "refine" not in stages
     assert "finetune     steps 2, 3 of 3" in "\n".join(story(found, WRITTEN))
@@ -184,13 +184,11 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     commit_empty(here / "taking", {"curate": taken}, {"documents": DOCUMENTS})
     assert forget_job(apply) == 0 and not (here / "taking").exists()
     assert forget_job(apply) == 2  # nothing of this workspace leads there any more
-    # Each made something from the other's: no order of removals would find all.
-    ours = commit_empty(here / "finetune", {"curate": taken})
-    commit_empty(tmp_path / "merge", {"x": {"uri": ours.uri, "fingerprint": ours.fingerprint}})
-    commit_empty(here / "last", {"x": {"uri": f"{tmp_path}/merge", "fingerprint": "merge-print"}})
+    # A curate of its own would take the text again if it were not told to forget it.
+    commit_empty(here / "curate", {"curate": taken}, {"passages": PASSAGES})
     capsys.readouterr()
-    assert forget_job(apply) == 2 and "so that removing either hides the other" in capsys.readouterr().err
-    assert Path(ours.uri).exists()
+    assert forget_job(apply) == 2 and "names no file of forgotten passages" in capsys.readouterr().err
+    assert (here / "curate").exists()
 
 
 def test_an_input_is_what_its_manifest_says_or_gone(tmp_path: Path) -> None:
@@ -198,16 +196,51 @@ def test_an_input_is_what_its_manifest_says_or_gone(tmp_path: Path) -> None:
     pack = commit_empty(tmp_path / "models" / "current", {}, name="pack")
     given = {"uri": pack.uri, "fingerprint": pack.fingerprint}
     train = commit_empty(tmp_path / "ws" / "train", {pack.uri: given})
-    assert [a.uri for a in every_artifact(f"{tmp_path}/ws")] == [pack.uri, train.uri] and gone([pack, train]) == []
-    (tmp_path / "models").rename(tmp_path / "gone")
-    commit_empty(tmp_path / "models" / "current", {"train": {"uri": train.uri, "fingerprint": "train-print"}}, name="x")
+    assert names(every_artifact(f"{tmp_path}/ws")) == ["models/current", "ws/train"]
+    (tmp_path / "models").rename(tmp_path / "away")
+    given = {"train": {"uri": train.uri, "fingerprint": train.fingerprint}}
+    commit_empty(tmp_path / "models" / "current", given, name="merge")
+    for text in (None, "[]", "{", '{"fingerprint": 1}'):
+        if text is not None:
+            (tmp_path / "models" / "current" / "manifest.json").write_text(text)
+        found = every_artifact(f"{tmp_path}/ws")
+        assert names(found) == ["ws/train"] and found.gone == {pack.fingerprint: pack.uri}
+    (tmp_path / "away" / "current").rename(tmp_path / "ws" / "current")
     found = every_artifact(f"{tmp_path}/ws")
-    assert [a.uri for a in found] == [train.uri] and gone(found) == [pack.uri]
-    for bad in ("[]", "{", '{"fingerprint": 1}'):
-        (tmp_path / "models" / "current" / "manifest.json").write_text(bad)
-        assert source_of(given, train.uri) is None
-    (tmp_path / "gone" / "current").rename(tmp_path / "ws" / "current")
-    assert source_of(given, train.uri).uri == f"{tmp_path}/ws/current"
+    assert names(found) == ["ws/current", "ws/train"] and not found.gone
+
+
+def test_a_copy_of_an_artifact_with_its_fingerprint_is_followed_to_its_source(tmp_path: Path) -> None:
+    """As init makes one of another workspace's model: the fingerprint is that of the content."""
+    last = commit_empty(tmp_path / "a" / "finetune", {})
+    for workspace in "bc":
+        given = {last.uri: {"uri": last.uri, "fingerprint": last.fingerprint}}
+        last = commit_empty(tmp_path / workspace / "init-f", given, name="init")
+    assert last.fingerprint == inputs_of(last).pop() == "init-print"
+    found = every_artifact(f"{tmp_path}/c")
+    assert names(found) == ["a/finetune", "b/init-f", "c/init-f"] and not found.gone
+
+
+def test_own_artifacts_keep_their_uris_however_inputs_spell_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = commit_empty(tmp_path / "a" / "pack", {})
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for number, spelled in enumerate(("link/pack", f"file://{tmp_path}/a/pack", "a/../a/pack", f"{tmp_path}/a/pack/")):
+        commit_empty(tmp_path / "a" / f"train-{number}", {"x": {"uri": spelled, "fingerprint": pack.fingerprint}})
+    monkeypatch.chdir(tmp_path)
+    for workspace in (f"{tmp_path}/a", "a/", "link", f"file://{tmp_path}/a"):
+        found = every_artifact(workspace)
+        assert sorted(a.uri for a in found.artifacts) == directories(workspace) and len(found.artifacts) == 5
+        assert found.artifacts[0].fingerprint == pack.fingerprint and not found.gone
+    # Two that were made from each other, as no run makes them, end too.
+    commit_empty(tmp_path / "b" / "x", {"y": {"uri": f"{tmp_path}/b/y", "fingerprint": "y-print"}})
+    commit_empty(tmp_path / "b" / "y", {"x": {"uri": f"{tmp_path}/b/x", "fingerprint": "x-print"}})
+    assert names(every_artifact("b")) == ["b/y", "b/x"]
+
+
+def names(found: Behind) -> list[str]:
+    return ["/".join(artifact.uri.rsplit("/", 2)[-2:]) for artifact in found.artifacts]
 
 
 def commit_empty(place: Path, inputs: Mapping[str, Any], tables: Mapping[str, pa.Schema] | None = None,
@@ -273,7 +306,7 @@ def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifact
                                                                        tmp_path: Path) -> None:
     (tmp_path / "unfinished" / "partitions").mkdir(parents=True)
     (tmp_path / "report.html").write_text("no directory")
-    found = every_artifact(f"{tmp_path}/")
+    found = every_artifact(f"{tmp_path}/").artifacts
     assert {a.fingerprint for a in found} == {a.fingerprint for a in artifacts} and len(found) == len(artifacts)
     place = {a.fingerprint: number for number, a in enumerate(found)}
     for artifact in found:
@@ -282,13 +315,13 @@ def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifact
     first, second = traces(artifacts, 1), traces(found, 1)
     assert first[:2] == second[:2]
     assert {t.artifact.uri: t[1:] for t in first[2]} == {t.artifact.uri: t[1:] for t in second[2]}
-    assert every_artifact(str(tmp_path / "nowhere")) == []
+    assert every_artifact(str(tmp_path / "nowhere")) == ([], {})
 
 
 @pytest.mark.parametrize("kept", ["manifest.json", "parts"])
 def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tmp_path: Path, kept: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    found = traces(every_artifact(str(tmp_path)), 1)
+    found = traces(every_artifact(str(tmp_path)).artifacts, 1)
     local, gone = fsspec.filesystem("file"), list[str]()
     delete = type(local).rm
 
@@ -305,10 +338,10 @@ def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tm
     assert gone and (tmp_path / "select" / "parts").is_dir() and not (tmp_path / "pack").exists()
     assert finish_removals(directories(str(tmp_path))) == [str(tmp_path / "select")]
     assert finish_removals(directories(str(tmp_path))) == []
-    found = traces(every_artifact(str(tmp_path)), 1)
-    assert [t.artifact.manifest["stage"] for t in found.made] == ["curate", "pack_other", "synthesize", "judge", "mine"]
+    found = traces(every_artifact(str(tmp_path)).artifacts, 1)
+    assert [t.artifact.manifest["stage"] for t in found.made] == ["curate", "synthesize", "judge", "mine"]
     remove(found, 1, str(tmp_path / "forgotten.txt"), (), ())
-    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
+    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path)).artifacts] == ["ingest"]
     assert (tmp_path / "forgotten.txt").read_text() == "1 1001\n"
 
 
@@ -322,7 +355,7 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
             if stage == "ingest":
                 attempt.write("documents", [DOCUMENTS.empty_table()], DOCUMENTS)
         draft.close()
-    found = traces(every_artifact(str(tmp_path)), 44)
+    found = traces(every_artifact(str(tmp_path)).artifacts, 44)
     assert found.hashes == {1044}
     assert found.raw == ["ingest: source mtp, file pairs.jsonl, position 7 (a labelled group)"]
     assert [(t.artifact.fingerprint, t.what) for t in found.made] == [("curate-other", "1 in groups")]
@@ -373,7 +406,7 @@ def test_the_job_searches_the_whole_workspace_not_what_the_config_binds_now(
     assert forget_job(["1", "--apply", *common]) == 0
     assert "removed 8 artifacts, 1 stored answers" in capsys.readouterr().out
     assert (tmp_path / "fast" / "server.log").read_text() == "somebody else's"
-    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path))] == ["ingest"]
+    assert [a.manifest["stage"] for a in every_artifact(str(tmp_path)).artifacts] == ["ingest"]
     assert notes.read_text() == "1 1001\n"
     # A second passage before the rebuild: labelled ones stand in ingest's groups still, others need curate first.
     assert forget_job(["3", "--apply", *common]) == 0 and notes.read_text() == "1 1001\n3 1003\n"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from chuxin.artifacts import Artifact, Attempt, filesystem
 from chuxin.errors import InputError
 from chuxin.identity import Identities
-from chuxin.lineage import source_of
+from chuxin.lineage import behind
 from chuxin.release.card import Described, Origin, render
 from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Context
@@ -24,12 +25,11 @@ def run(ctx: Context, config: ReleaseConfig) -> None:
     results = None if config.evaluation is None else _results(ctx, config.evaluation)
     stage = str(config.model).partition(":")[0]
     if stage in ctx.inputs:
-        behind = [ctx.inputs[stage]]
+        given = [ctx.inputs[stage]]
     else:
         known = Identities(posixpath.dirname(ctx.draft.uri))
-        behind = [Artifact(uri) for uri in known.identify(config.model, True, ctx.name, []).artifacts]
-    origins = [origin for artifact in behind for origin in lineage(artifact)]
-    task = partial(release, config, results, origins)
+        given = [Artifact(uri) for uri in known.identify(config.model, True, ctx.name, []).artifacts]
+    task = partial(release, config, results, lineage(given))
     work = {"release": ctx.resolve(config.model)}
     ctx.draft.map(work, task, name="release", num_cpus=config.execution.num_cpus)
 
@@ -80,30 +80,16 @@ def merge_models(key: str, models: list[tuple[str, float]], attempt: Attempt) ->
     attempt.count(facts={"distances": apart, "heads_trained": merged.heads_trained})
 
 
-def lineage(artifact: Artifact) -> list[Origin]:
-    """Returns the stages behind an artifact and itself, inputs before what is made of them, each once.
+def lineage(artifacts: Sequence[Artifact]) -> list[Origin]:
+    """Returns artifacts and the stages behind them, inputs before what is made of them, each once.
 
-    One that was taken from another workspace may be gone since: it is named, without what stood behind it.
+    One that was taken from another workspace may be gone since: it is named, first, without what stood behind it.
     """
-    found: dict[str, Origin] = {}
-
-    def visit(current: Artifact) -> None:
-        if current.fingerprint in found:
-            return
-        for given in current.manifest["inputs"].values():
-            source = source_of(given, current.uri)
-            if source is not None:
-                visit(source)
-            elif given["fingerprint"] not in found:
-                name = f"{given['uri'].rpartition('/')[2]} (gone)"
-                found[given["fingerprint"]] = Origin(name, given["fingerprint"], None, None)
-        manifest = current.manifest
-        found[current.fingerprint] = Origin(
-            manifest["stage"], current.fingerprint, manifest["rows_in"], manifest["rows_out"]
-        )
-
-    visit(artifact)
-    return list(found.values())
+    found, gone = behind(artifacts)
+    origins = [Origin(f"{uri.rpartition('/')[2]} (gone)", fingerprint, None, None) for fingerprint, uri in gone.items()]
+    origins += [Origin(a.manifest["stage"], a.fingerprint, a.manifest["rows_in"], a.manifest["rows_out"])
+                for a in found]  # fmt: skip
+    return list({origin.fingerprint: origin for origin in origins}.values())
 
 
 def _results(ctx: Context, ref: str) -> dict[str, Any]:

@@ -47,9 +47,9 @@ def test_lineage_names_every_stage_once_and_inputs_first(tmp_path: Path) -> None
     commit("init", ["curate"])
     commit("pack", ["curate", "init"])
     uri = commit("finetune", ["init", "pack"])
-    found = lineage(Artifact(uri))
+    found = lineage([Artifact(uri)])
     assert [origin.stage for origin in found] == ["curate", "init", "pack", "finetune"]
     assert found[0] == Origin("curate", "curate", 2, 1)
     uri = commit("refine", ["finetune", "pack-0a1b"])  # of another workspace, and gone since
-    assert lineage(Artifact(uri)) == [*found, Origin("pack-0a1b (gone)", "pack-0a1b", None, None),
-                                      Origin("refine", "refine", 2, 1)]  # fmt: skip
+    assert lineage([Artifact(uri)]) == [Origin("pack-0a1b (gone)", "pack-0a1b", None, None), *found,
+                                        Origin("refine", "refine", 2, 1)]  # fmt: skip
