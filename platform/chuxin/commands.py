@@ -140,7 +140,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
-        from chuxin.forget import finish_removals, own_part, remove, traces
+        from chuxin.forget import finish_removals, remove, traces
         from chuxin.lineage import directories, every_artifact, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
@@ -155,29 +155,27 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             print(f"gone, not searched          {uri}")
         for uri in unfinished(recipe.workspace):
             print(f"unfinished, not searched    {uri}")
-        found = traces(artifacts, known.passage_id)
+        found = traces(artifacts, known.passage_id, inside)
         for place in found.raw:
             print(f"raw text, yours to remove   {place}")
         for trace in found.made:
             print(f"{trace.artifact.manifest['stage']:14} {trace.artifact.uri}: {trace.what}")
-        own, places = own_part(found, inside)
-        for place in places:
-            print(f"in another workspace        {place}: forget it there too, after this and before this is rebuilt")
-        number = f"{len(own.made)} artifact{'s' * (len(own.made) != 1)}"
-        if known.apply:
-            forgotten = None if recipe.curate is None else recipe.curate.forgotten
-            curated = any(trace.artifact.manifest["stage"] == "curate" for trace in own.made)
-            if forgotten is None and (curated or not places):
-                remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
-                raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
-            answers = _answer_stores(recipe, [a for a in artifacts if a.uri in inside])
-            pages = [f"{recipe.workspace}/{REPORT}"]
-            bought = remove(own, known.passage_id, forgotten, answers, pages)
-            print(f"removed {number}, {bought} stored answers and the report; the recipe makes them "
-                  "anew without it")  # fmt: skip
-        else:
-            print(f"--apply removes {number}, the report that shows samples of them, and "
-                  "forgets the text")  # fmt: skip
+        for trace in found.elsewhere:
+            print(f"in another workspace        {trace.artifact.uri}: {trace.what}")
+        number = f"{len(found.made)} artifact{'s' * (len(found.made) != 1)}"
+        if not known.apply:
+            print(f"--apply removes {number}, the report that shows samples of them, and forgets the text")
+            return 0
+        forgotten = None if recipe.curate is None else recipe.curate.forgotten
+        curated = recipe.curate is not None or any(t.artifact.manifest["stage"] == "curate" for t in found.made)
+        if forgotten is None and curated:
+            remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
+            raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
+        answers = _answer_stores(recipe, [artifact for artifact in artifacts if artifact.uri in inside])
+        bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
+        print(f"removed {number}, {bought} stored answers and the report; the recipe makes them anew without it")
+        if forgotten is None or found.elsewhere:
+            print("but not without what is taken from elsewhere: forget it there too, before you run the recipe again")
     except Exception as error:
         return runner.fail(error)
     return 0

@@ -14,7 +14,6 @@ they hold; they are named. And the copies of an object store's artifacts in the 
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -50,34 +49,42 @@ class Found(NamedTuple):
     raw: list[str]
     """Where the raw text stands."""
     made: list[Trace]
-    """Every artifact to be made anew, inputs first."""
+    """Every artifact of the workspace that is to be made anew, inputs first."""
+    elsewhere: list[Trace]
+    """Those of other workspaces that lead here."""
     shown: set[int]
     """Hashes of its text, whole and as it was cut for an LLM: what stored answers are about."""
 
 
-def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
+def traces(artifacts: Sequence[Artifact], passage_id: int, inside: Collection[str]) -> Found:
     """Finds all that derives from a passage.
 
     Args:
         artifacts: Committed ones, inputs before what is made of them.
         passage_id: Of a table `passages`, or of a passage in a table `groups`.
+        inside: URIs of the workspace's directories. Others are searched by the text alone: what has this id there may
+            be another passage, since ids are those of a source, a file and a position.
 
     Raises:
         InputError: No artifact has this passage.
     """
-    hashes = _text_hashes(artifacts, passage_id)
+    own = [artifact for artifact in artifacts if artifact.uri in inside]
+    hashes = _text_hashes(own, passage_id) or _text_hashes(artifacts, passage_id)
+    if not hashes:
+        remedy = ("Take a passage_id from curate's table `passages` or from `groups`; if an earlier removal took "
+                  "curate's artifact, run the recipe up to curate first")  # fmt: skip
+        raise InputError(f"passage {passage_id}", "no committed artifact has this passage", remedy)
     columns = ["passage_id", "document_id"]
-    same = [row.values for artifact in artifacts
-            for row in rows_with(artifact, "passages", "text_hash", hashes, columns)]
+    same = [row.values for artifact in own for row in rows_with(artifact, "passages", "text_hash", hashes, columns)]
     raw = [f"{row.stage}: source {row.values['source']}, file {row.values['file']}, position {row.values['position']}"
-           for artifact in artifacts
-           for row in rows_with(artifact, "documents", "document_id", {own["document_id"] for own in same})]
+           for artifact in own
+           for row in rows_with(artifact, "documents", "document_id", {held["document_id"] for held in same})]
     raw += [f"{row.stage}: source {row.values['source']}, file {row.values['lineage']['file']}, position "
             f"{row.values['lineage']['position']} (a labelled group)"
-            for artifact in artifacts if holds(artifact, "documents") for column in LISTS["groups"]
+            for artifact in own if holds(artifact, "documents") for column in LISTS["groups"]
             for row in rows_with(artifact, "groups", f"{column}.list.element.text_hash", hashes)]
-    passages = {passage_id} | {own["passage_id"] for own in same}
-    queries = {verdict["query_id"] for artifact in artifacts
+    passages = {passage_id} | {held["passage_id"] for held in same}
+    queries = {verdict["query_id"] for artifact in own
                for row in rows_with(artifact, "judged", "passage_id", passages)
                for verdict in row.values["verdicts"]}
     made: list[Trace] = []
@@ -85,14 +92,16 @@ def traces(artifacts: Sequence[Artifact], passage_id: int) -> Found:
         behind = {trace.artifact.fingerprint for trace in made}
         if holds(artifact, "documents") and not inputs_of(artifact) & behind:
             continue
+        ids = (passages, queries) if artifact.uri in inside else (set(), set())
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
-                  if (number := _count(artifact, table, hashes, passages, queries))}
+                  if (number := _count(artifact, table, hashes, *ids))}
         if counts or inputs_of(artifact) & behind:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
-    cut = {row.values["text_hash"] for artifact in artifacts
+    cut = {row.values["text_hash"] for artifact in own
            for row in rows_with(artifact, "synthetic", "passage_id", passages, ["text_hash"])}
-    return Found(hashes, list(dict.fromkeys(raw)), made, hashes | cut)
+    return Found(hashes, list(dict.fromkeys(raw)), [trace for trace in made if trace.artifact.uri in inside],
+                 [trace for trace in made if trace.artifact.uri not in inside], hashes | cut)
 
 
 def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
@@ -101,18 +110,13 @@ def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
               for row in rows_with(artifact, "passages", "passage_id", [passage_id], ["text_hash"])}
     if hashes:
         return hashes
-    hashes = {passage["text_hash"] for artifact in artifacts for column in LISTS["groups"]
-              for row in rows_with(artifact, "groups", f"{column}.list.element.passage_id", [passage_id], [column])
-              for passage in row.values[column] if passage["passage_id"] == passage_id}
-    if not hashes:
-        remedy = ("Take a passage_id from curate's table `passages` or from `groups`; if an earlier removal took "
-                  "curate's artifact, run the recipe up to curate first")  # fmt: skip
-        raise InputError(f"passage {passage_id}", "no committed artifact has this passage", remedy)
-    return hashes
+    return {passage["text_hash"] for artifact in artifacts for column in LISTS["groups"]
+            for row in rows_with(artifact, "groups", f"{column}.list.element.passage_id", [passage_id], [column])
+            for passage in row.values[column] if passage["passage_id"] == passage_id}
 
 
 def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int], queries: set[int]) -> int:
-    keys = [("passage_id", passages), ("query_id", queries)]
+    keys = [("text_hash", hashes), ("passage_id", passages), ("query_id", queries)]
     for column in LISTS.get(table, ()):
         keys += [(f"{column}.list.element.text_hash", hashes), (f"{column}.list.element.passage_id", passages)]
     found = set()
@@ -125,12 +129,6 @@ def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int],
     return len(found)
 
 
-def own_part(found: Found, inside: Collection[str]) -> tuple[Found, list[str]]:
-    """Leaves the traces in one workspace, whose directories are `inside`, and names the workspaces that hold others."""
-    own = [trace for trace in found.made if trace.artifact.uri in inside]
-    return found._replace(made=own), sorted({posixpath.dirname(t.artifact.uri) for t in found.made if t not in own})
-
-
 def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collection[str], pages: Sequence[str]) -> int:
     """Writes the passage into the file of forgotten ones, then deletes answers, pages and artifacts that hold a trace.
 
@@ -140,7 +138,7 @@ def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collec
     Args:
         found: What `traces` found.
         passage_id: Of the passage.
-        forgotten: The file that curate's config names; None where another workspace gives the passages.
+        forgotten: The file that curate's config names; None of a config without curate.
         answers: Directories of stored LLM answers.
         pages: Files that show samples of the artifacts, such as the report.
 

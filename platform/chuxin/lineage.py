@@ -130,8 +130,7 @@ def behind(made: Sequence[Artifact]) -> Behind:
         made: They keep their URIs as given here, however inputs spell them.
     """
     at: dict[str, Artifact | None] = {_place(artifact.uri): artifact for artifact in made}
-    found: list[Artifact] = []
-    seen: set[str] = set()
+    found: dict[str, Artifact] = {}
     gone: dict[str, str] = {}
 
     def source(given: Mapping[str, str], consumer: Artifact) -> Artifact | None:
@@ -145,28 +144,30 @@ def behind(made: Sequence[Artifact]) -> Behind:
                 return known
         return None
 
-    def visit(artifact: Artifact) -> None:
-        if artifact.uri in seen:
-            return
-        seen.add(artifact.uri)
-        for given in artifact.manifest["inputs"].values():
+    waiting = list(reversed(made))
+    begun: set[str] = set()
+    while waiting:  # depth first; rounds may make longer chains than recursion goes deep
+        artifact = waiting[-1]
+        if artifact.uri in begun:
+            waiting.pop()
+            if artifact.uri not in found:
+                found[artifact.uri] = artifact
+            continue
+        begun.add(artifact.uri)
+        for given in reversed(artifact.manifest["inputs"].values()):
             known = source(given, artifact)
             if known is None:
                 gone[given["fingerprint"]] = given["uri"]
-            else:
-                visit(known)
-        found.append(artifact)
-
-    for artifact in made:
-        visit(artifact)
-    return Behind(found, gone)
+            elif known.uri not in begun:
+                waiting.append(known)
+    return Behind(list(found.values()), gone)
 
 
 def _place(uri: str) -> str:
     """One name of a place, whatever links, protocols and relative parts lead there."""
     try:
         fs, path = filesystem(uri)
-    except InputError:  # its protocol's package is not installed: nothing can be read there
+    except (InputError, OSError, ValueError):  # its protocol is not known or does not connect: nothing is read there
         return uri
     return os.path.realpath(path) if is_local(uri) else fs.unstrip_protocol(path)
 

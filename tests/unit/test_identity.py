@@ -92,8 +92,7 @@ def test_an_artifact_whose_parts_lie_behind_a_link_is_named(tmp_path: Path) -> N
 
 
 def test_files_of_a_stage_that_is_not_committed_are_refused(tmp_path: Path) -> None:
-    for folder in ("partitions", "parts/a-1"):
-        (tmp_path / "pack-0123456789ab" / folder).mkdir(parents=True)
+    (tmp_path / "pack-0123456789ab" / "parts" / "a-1").mkdir(parents=True)
     (tmp_path / "pack-0123456789ab" / "parts" / "a-1" / "x").write_text("1")
     with pytest.raises(InputError, match="pack-0123456789ab: this stage is not committed"):
         Identities(str(tmp_path / "w")).identify(f"{tmp_path}/pack-0123456789ab/parts", False, "ingest", [])

@@ -14,8 +14,8 @@ from chuxin.artifacts import Artifact, Draft
 from chuxin.commands import forget_job
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
-from chuxin.forget import finish_removals, remove, traces
-from chuxin.lineage import Behind, Row, directories, every_artifact, inputs_of, rows_with, steps_of
+from chuxin.forget import Found, finish_removals, remove, traces
+from chuxin.lineage import Behind, Row, behind, directories, every_artifact, inputs_of, rows_with, steps_of
 from chuxin.mining.queries import BLOCK
 from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
@@ -92,6 +92,11 @@ def artifacts(tmp_path: Path) -> list[Artifact]:
     return made
 
 
+def traced(artifacts: Sequence[Artifact], passage_id: int) -> Found:
+    """As in a workspace whose own they all are."""
+    return traces(artifacts, passage_id, [artifact.uri for artifact in artifacts])
+
+
 def test_rows_are_found_by_a_column_and_by_a_leaf_of_lists(artifacts: list[Artifact]) -> None:
     curate = artifacts[1]
     assert [r.values["passage_id"] for r in rows_with(curate, "passages", "passage_id", [1, 3, 77])] == [1, 3]
@@ -137,7 +142,7 @@ def test_a_group_without_lineage_has_a_story_too(tmp_path: Path) -> None:
 
 
 def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: list[Artifact]) -> None:
-    hashes, raw, made, _ = traces(artifacts, 1)
+    hashes, raw, made, *_ = traced(artifacts, 1)
     assert hashes == {1001}
     assert raw == ["ingest: source web, file 1.jsonl, position 7",
                    "ingest: source mtp, file pairs.jsonl, position 44 (a labelled group)"]
@@ -148,7 +153,7 @@ def test_everything_that_holds_or_descends_from_a_passage_is_traced(artifacts: l
         "pack_other": "made from these",
     }  # fmt: skip
     with pytest.raises(InputError, match="passage 12345"):
-        traces(artifacts, 12345)
+        traced(artifacts, 12345)
 
 
 def test_what_was_made_from_another_workspace_s_artifact_descends_too(
@@ -167,7 +172,7 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     stages = [artifact.manifest["stage"] for artifact in found]
     assert stages[-1] == "finetune" and stages.index("pack") > stages.index("select") and "refine" not in stages
     assert "finetune     steps 2, 3 of 3" in "\n".join(story(found, WRITTEN))
-    assert [trace.artifact.uri for trace in traces(found, 1).made][-1] == apart.uri
+    assert [trace.artifact.uri for trace in traced(found, 1).made][-1] == apart.uri
     # This config has no curate that could forget, and needs none; where all stands in its own workspace it does.
     config = tmp_path / "recipe.yaml"
     config.write_text(f"name: apart\nworkspace: {here}\n")
@@ -176,7 +181,8 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     assert "the config names no file of forgotten passages" in capsys.readouterr().err and Path(plan.uri).exists()
     assert forget_job(apply) == 0
     told = capsys.readouterr().out
-    assert f"in another workspace        {tmp_path}: forget it there too" in told and "removed 1 artifact," in told
+    assert f"in another workspace        {plan.uri}: 2 in plan\n" in told and "removed 1 artifact," in told
+    assert "but not without what is taken from elsewhere" in told
     assert not Path(apart.uri).exists() and all(Path(a.uri).exists() for a in artifacts)
     assert f"gone, not searched          {tmp_path}/gone\n" in told
     # Taken as it is by this one's ingest, it is raw text of this one no longer.
@@ -189,6 +195,14 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     capsys.readouterr()
     assert forget_job(apply) == 2 and "names no file of forgotten passages" in capsys.readouterr().err
     assert (here / "curate").exists()
+    # What has the passage's id elsewhere may be another text: ids are those of a source, a file and a position.
+    rows = [{"passage_id": 1, "document_id": 10, "text": "另一", "text_hash": 77, "status": "keep"}]
+    draft = Draft(str(here / "curate-2"), "own", {"stage": "curate", "inputs": {}}, print)
+    with draft.attempt("a") as attempt:
+        attempt.write("passages", [pa.Table.from_pylist(rows, PASSAGES)], PASSAGES)
+    own = draft.close()
+    found = traces(every_artifact(str(here)).artifacts, 1, directories(str(here)))
+    assert (found.hashes, [t.artifact.uri for t in found.made], found.elsewhere) == ({77}, [own.uri], [])
 
 
 def test_an_input_is_what_its_manifest_says_or_gone(tmp_path: Path) -> None:
@@ -239,6 +253,15 @@ def test_own_artifacts_keep_their_uris_however_inputs_spell_them(
     assert names(every_artifact("b")) == ["b/y", "b/x"]
 
 
+def test_a_chain_is_followed_however_long(tmp_path: Path) -> None:
+    for number in range(1200):
+        given = {"last": {"uri": f"{tmp_path}/{number - 1}", "fingerprint": str(number - 1)}} if number else {}
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "manifest.json").write_text(json.dumps({"fingerprint": str(number), "inputs": given}))
+    found = behind([Artifact(f"{tmp_path}/1199")])
+    assert [artifact.fingerprint for artifact in found.artifacts] == [str(number) for number in range(1200)]
+
+
 def names(found: Behind) -> list[str]:
     return ["/".join(artifact.uri.rsplit("/", 2)[-2:]) for artifact in found.artifacts]
 
@@ -255,7 +278,7 @@ def commit_empty(place: Path, inputs: Mapping[str, Any], tables: Mapping[str, pa
 
 def test_removing_leaves_nothing_but_the_raw_data_and_a_note_to_forget(artifacts: list[Artifact],
                                                                         tmp_path: Path) -> None:
-    found = traces(artifacts, 1)
+    found = traced(artifacts, 1)
     forgotten, pages = tmp_path / "forgotten.txt", [str(tmp_path / "report.html"), str(tmp_path / "none.html")]
     Path(pages[0]).write_text("a sample")
     with AnswerStore(str(tmp_path / "answers")) as store:
@@ -281,7 +304,7 @@ def test_answers_are_found_by_the_text_that_they_are_about(tmp_path: Path) -> No
         attempt.write("passages", [pa.Table.from_pylist(rows, PASSAGES)], PASSAGES)
         written = [{"passage_id": number, "text_hash": 100 + number} for number in (7, 8)]
         attempt.write("synthetic", [pa.Table.from_pylist(written, SYNTHETIC)], SYNTHETIC)
-    found = traces([draft.close()], 9)
+    found = traced([draft.close()], 9)
     with AnswerStore(str(tmp_path / "answers")) as store:
         for subject in (8, 9, 77, 107, 108):
             store.put(bytes([subject]) * 16, ["答案", "stop", 1, 1, 0, None, subject])
@@ -292,7 +315,7 @@ def test_answers_are_found_by_the_text_that_they_are_about(tmp_path: Path) -> No
 
 def test_the_file_of_forgotten_passages_stays_readable(artifacts: list[Artifact], tmp_path: Path) -> None:
     """A line without its end, as editors leave it, is a line; what is none stops the removal before anything goes."""
-    found, path = traces(artifacts, 1), tmp_path / "forgotten.txt"
+    found, path = traced(artifacts, 1), tmp_path / "forgotten.txt"
     path.write_text("5 1005\n6 10")
     remove(found._replace(made=[]), 1, str(path), (), ())
     assert path.read_text() == "5 1005\n6 10\n1 1001\n" and read_forgotten(str(path)) == {1005, 10, 1001}
@@ -312,7 +335,7 @@ def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifact
     for artifact in found:
         assert all(place[made["fingerprint"]] < place[artifact.fingerprint]
                    for made in artifact.manifest["inputs"].values())
-    first, second = traces(artifacts, 1), traces(found, 1)
+    first, second = traced(artifacts, 1), traced(found, 1)
     assert first[:2] == second[:2]
     assert {t.artifact.uri: t[1:] for t in first[2]} == {t.artifact.uri: t[1:] for t in second[2]}
     assert every_artifact(str(tmp_path / "nowhere")) == ([], {})
@@ -321,7 +344,7 @@ def test_a_workspace_s_artifacts_come_inputs_first_and_without_a_recipe(artifact
 @pytest.mark.parametrize("kept", ["manifest.json", "parts"])
 def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tmp_path: Path, kept: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    found = traces(every_artifact(str(tmp_path)).artifacts, 1)
+    found = traced(every_artifact(str(tmp_path)).artifacts, 1)
     local, gone = fsspec.filesystem("file"), list[str]()
     delete = type(local).rm
 
@@ -338,7 +361,7 @@ def test_a_killed_removal_is_found_again_and_ended(artifacts: list[Artifact], tm
     assert gone and (tmp_path / "select" / "parts").is_dir() and not (tmp_path / "pack").exists()
     assert finish_removals(directories(str(tmp_path))) == [str(tmp_path / "select")]
     assert finish_removals(directories(str(tmp_path))) == []
-    found = traces(every_artifact(str(tmp_path)).artifacts, 1)
+    found = traced(every_artifact(str(tmp_path)).artifacts, 1)
     assert [t.artifact.manifest["stage"] for t in found.made] == ["curate", "synthesize", "judge", "mine"]
     remove(found, 1, str(tmp_path / "forgotten.txt"), (), ())
     assert [a.manifest["stage"] for a in every_artifact(str(tmp_path)).artifacts] == ["ingest"]
@@ -355,7 +378,7 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
             if stage == "ingest":
                 attempt.write("documents", [DOCUMENTS.empty_table()], DOCUMENTS)
         draft.close()
-    found = traces(every_artifact(str(tmp_path)).artifacts, 44)
+    found = traced(every_artifact(str(tmp_path)).artifacts, 44)
     assert found.hashes == {1044}
     assert found.raw == ["ingest: source mtp, file pairs.jsonl, position 7 (a labelled group)"]
     assert [(t.artifact.fingerprint, t.what) for t in found.made] == [("curate-other", "1 in groups")]
@@ -367,7 +390,7 @@ def test_a_passage_that_only_groups_hold_is_forgotten_by_its_text(artifacts: lis
     draft = Draft(str(tmp_path / "curate-new"), "curate-new", {"stage": "curate", "inputs": {}}, print)
     with draft.attempt("a") as attempt:
         attempt.write("passages", [pa.Table.from_pylist(forgotten, PASSAGES)], PASSAGES)
-    assert traces([draft.close()], 1) == ({1001}, [], [], {1001})
+    assert traced([draft.close()], 1) == ({1001}, [], [], [], {1001})
 
 
 def test_a_hit_in_any_row_group_is_found_among_many(tmp_path: Path) -> None:
