@@ -175,7 +175,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
         bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
         print(f"removed {number}, {bought} stored answers and the report; the recipe makes them anew without it")
         if forgotten is None or found.elsewhere:
-            print("but not without what is taken from elsewhere: forget it there too, before you run the recipe again")
+            print("what the recipe takes from elsewhere may hold it still: forget it there before the next run")
     except Exception as error:
         return runner.fail(error)
     return 0
