@@ -168,13 +168,13 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             return 0
         forgotten = None if recipe.curate is None else recipe.curate.forgotten
         curated = recipe.curate is not None or any(t.artifact.manifest["stage"] == "curate" for t in found.made)
-        if forgotten is None and curated:
+        if forgotten is None and (curated or found.raw or not (found.elsewhere or gone)):
             remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
             raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
         answers = _answer_stores(recipe, [artifact for artifact in artifacts if artifact.uri in inside])
         bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
         print(f"removed {number}, {bought} stored answers and the report; the recipe makes them anew without it")
-        if forgotten is None or found.elsewhere:
+        if found.elsewhere:
             print("what the recipe takes from elsewhere may hold it still: forget it there before the next run")
     except Exception as error:
         return runner.fail(error)

@@ -69,7 +69,9 @@ def traces(artifacts: Sequence[Artifact], passage_id: int, inside: Collection[st
         InputError: No artifact has this passage.
     """
     own = [artifact for artifact in artifacts if artifact.uri in inside]
-    hashes = _text_hashes(own, passage_id) or _text_hashes(artifacts, passage_id)
+    # Groups may hold a text cut for an LLM: what `passages` say, here or elsewhere, goes first.
+    hashes = _in_passages(own, passage_id) or _in_passages(artifacts, passage_id) | _in_groups(own, passage_id)
+    hashes = hashes or _in_groups(artifacts, passage_id)
     if not hashes:
         remedy = ("Take a passage_id from curate's table `passages` or from `groups`; if an earlier removal took "
                   "curate's artifact, run the recipe up to curate first")  # fmt: skip
@@ -104,12 +106,14 @@ def traces(artifacts: Sequence[Artifact], passage_id: int, inside: Collection[st
                  [trace for trace in made if trace.artifact.uri not in inside], hashes | cut)
 
 
-def _text_hashes(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
-    """The hashes of a passage's text; of one that only groups hold, as they hold it."""
-    hashes = {row.values["text_hash"] for artifact in artifacts
-              for row in rows_with(artifact, "passages", "passage_id", [passage_id], ["text_hash"])}
-    if hashes:
-        return hashes
+def _in_passages(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
+    """The hashes of a passage's text."""
+    return {row.values["text_hash"] for artifact in artifacts
+            for row in rows_with(artifact, "passages", "passage_id", [passage_id], ["text_hash"])}
+
+
+def _in_groups(artifacts: Sequence[Artifact], passage_id: int) -> set[int]:
+    """The hashes of its text as groups hold it."""
     return {passage["text_hash"] for artifact in artifacts for column in LISTS["groups"]
             for row in rows_with(artifact, "groups", f"{column}.list.element.passage_id", [passage_id], [column])
             for passage in row.values[column] if passage["passage_id"] == passage_id}

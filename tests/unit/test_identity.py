@@ -92,7 +92,11 @@ def test_an_artifact_whose_parts_lie_behind_a_link_is_named(tmp_path: Path) -> N
 
 
 def test_files_of_a_stage_that_is_not_committed_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "pack-0123456789ab" / "parts" / "a-1").mkdir(parents=True)
+    for folder in ("crawl-202401311200/parts", "pack-0123456789ab/parts/a-1", "pack-0123456789ab/drivers"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "crawl-202401311200" / "parts" / "x").write_text("1")  # a name like that does not make it a stage's
+    known = Identities(str(tmp_path / "w"))
+    assert known.identify(f"{tmp_path}/crawl-202401311200/parts/*", False, "ingest", []).artifacts == ()
     (tmp_path / "pack-0123456789ab" / "parts" / "a-1" / "x").write_text("1")
     with pytest.raises(InputError, match="pack-0123456789ab: this stage is not committed"):
-        Identities(str(tmp_path / "w")).identify(f"{tmp_path}/pack-0123456789ab/parts", False, "ingest", [])
+        known.identify(f"{tmp_path}/pack-0123456789ab/parts", False, "ingest", [])

@@ -1,6 +1,7 @@
 """A small workspace of artifacts, made by hand in the real formats, asked for stories and what to forget."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,16 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     commit_empty(here / "taking", {"curate": taken}, {"documents": DOCUMENTS})
     assert forget_job(apply) == 0 and not (here / "taking").exists()
     assert forget_job(apply) == 2  # nothing of this workspace leads there any more
+    # So would raw text of its own.
+    rows = [group(LABELLED, 1, 2, {"file": "pairs.jsonl", "position": 44}, "mtp")]
+    draft = Draft(str(here / "ingest"), "raw", {"stage": "ingest", "inputs": {}}, print)
+    with draft.attempt("a") as attempt:
+        attempt.write("documents", [DOCUMENTS.empty_table()], DOCUMENTS)
+        attempt.write("groups", [pa.Table.from_pylist(rows, GROUPS)], GROUPS)
+    raw = draft.close()
+    commit_empty(here / "train", {"ingest": {"uri": raw.uri, "fingerprint": raw.fingerprint}, "curate": taken})
+    assert forget_job(apply) == 2 and (here / "train").exists()
+    shutil.rmtree(here / "ingest")
     # A curate of its own would take the text again if it were not told to forget it.
     commit_empty(here / "curate", {"curate": taken}, {"passages": PASSAGES})
     capsys.readouterr()
@@ -203,6 +214,22 @@ def test_what_was_made_from_another_workspace_s_artifact_descends_too(
     own = draft.close()
     found = traces(every_artifact(str(here)).artifacts, 1, directories(str(here)))
     assert (found.hashes, [t.artifact.uri for t in found.made], found.elsewhere) == ({77}, [own.uri], [])
+
+
+def test_a_text_that_only_groups_hold_here_is_known_whole_where_it_comes_from(
+    artifacts: list[Artifact], tmp_path: Path
+) -> None:
+    """Groups of a judge hold it cut for the LLM; answers are about the whole."""
+    rows = [group(WRITTEN, 1, 3, {"passage_id": 1}, "synthetic-web")]
+    rows[0]["positives"][0]["text_hash"] = 55
+    given = {"curate": {"uri": artifacts[1].uri, "fingerprint": artifacts[1].fingerprint}}
+    draft = Draft(str(tmp_path / "here" / "judge"), "j", {"stage": "judge", "inputs": given}, print)
+    with draft.attempt("a") as attempt:
+        attempt.write("groups", [pa.Table.from_pylist(rows, GROUPS)], GROUPS)
+    judge = draft.close()
+    found = traces(every_artifact(f"{tmp_path}/here").artifacts, 1, [judge.uri])
+    assert found.hashes == {1001, 55} and [t.artifact.uri for t in found.made] == [judge.uri]
+    assert [t.artifact.uri for t in found.elsewhere] == [artifacts[1].uri]
 
 
 def test_an_input_is_what_its_manifest_says_or_gone(tmp_path: Path) -> None:
