@@ -39,7 +39,7 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
     stages = [stage for stage in STAGES if stage.verb == verb]
     parser = _parser(f"jobs/{verb}.py", f"Run the recipe's stage {' or '.join(s.name for s in stages)}.")
     names = [stage.name for stage in stages]
-    about = "section of the config (default: the one its `stage` names, else the first of this job)"
+    about = "section of the config (default: the one its `stage` names, or named like this job, or this job's first)"
     parser.add_argument("--stage", choices=names, help=about)
     if verb in ASKING:
         parser.add_argument("--budget", metavar="TOKENS|HOURSh", help="stop once this run has bought so many tokens, "
@@ -51,7 +51,8 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
         section = getattr(recipe, name) if name else None
         if section is None:
             raise InputError(known.config, f"it has no section `{name or '` or `'.join(names)}`", "Add the section")
-        section = _override(parser, known, section, rest)
+        chosen = f" --stage {name}" if len(names) > 1 else ""
+        section = _override(parser, known, section, rest, chosen)
         if verb in ASKING and known.budget is not None:
             section = dataclasses.replace(section, execution=section.execution.with_budget(known.budget))
         recipe = dataclasses.replace(recipe, **{name: section})
@@ -265,12 +266,17 @@ def _up_to(bound: list[Bound], last: str | None) -> list[Bound]:
     return bound[: names.index(last) + 1] if last else bound
 
 
-def _override(parser: argparse.ArgumentParser, known: argparse.Namespace, config: T, rest: list[str]) -> T:
-    """Applies the flags that are fields of the config; `--help` prints both kinds of flags and exits."""
+def _override(
+    parser: argparse.ArgumentParser, known: argparse.Namespace, config: T, rest: list[str], chosen: str = ""
+) -> T:
+    """Applies the flags that are fields of the config; `--help` prints both kinds of flags and exits.
+
+    `chosen` is the flag that chooses this section, for what is printed.
+    """
     if known.help:
         print(parser.format_help(), end="\n\n")
         rest = ["--help"]
-    return override(config, rest, parser.prog) if rest else config
+    return override(config, rest, parser.prog + chosen) if rest else config
 
 
 def _bind(recipe: RecipeConfig, config: str) -> list[Bound]:

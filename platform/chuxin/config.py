@@ -119,6 +119,7 @@ def override(config: T, arguments: Sequence[str], program: str) -> T:
             raise
         # tyro draws a box of several lines; an error here is one line.
         words = re.sub(r"[─│╭╮╰╯\s]+", " ", said.getvalue()).strip()
+        words = re.sub(r"^(.+?) (?=\1\b)", "", words)  # the box's title, which the text begins with
         problem = words.partition(" For full helptext")[0].rstrip(".")
         raise InputError("command line", problem, f"See python {program} --help") from None
     except ValueError as error:

@@ -100,6 +100,9 @@ class RecipeConfig:
         return [stage.name for stage in stages if getattr(self, stage.name) is not None]
 
     def default_stage(self, verb: str) -> str | None:
-        """Returns the stage that a verb's job runs without `--stage`; None if the config has no section for it."""
+        """Returns the stage that a verb's job runs without `--stage`: the config's, its namesake, or its first.
+
+        None if the config has no section for it.
+        """
         present = self.sections(verb)
-        return self.stage if self.stage in present else next(iter(present), None)
+        return next((name for name in (self.stage, verb, *present) if name in present), None)

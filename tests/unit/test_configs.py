@@ -49,6 +49,7 @@ def test_refine_yaml_is_the_sample_recipe_up_to_its_stage() -> None:
 def test_a_verb_runs_the_named_section_or_its_first() -> None:
     recipe = loaded("sample/recipe.yaml")
     assert recipe.sections("finetune") == ["finetune", "refine", "reranker"]
+    assert recipe.default_stage("synthesize") == "synthesize"  # and not gate, which comes first
     assert recipe.default_stage("finetune") == "finetune" and recipe.default_stage("pack") == "pack_pretrain"
     assert dataclasses.replace(recipe, stage="reranker").default_stage("finetune") == "reranker"
     assert dataclasses.replace(recipe, finetune=None).default_stage("finetune") == "refine"
