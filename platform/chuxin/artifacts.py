@@ -248,6 +248,16 @@ class Artifact:
         return fetched(f"{self.uri}/parts/{holder['directory']}/{name}")
 
 
+def open_artifact(uri: str) -> Artifact | None:
+    """Opens a committed artifact; None where nothing can be read, or a `manifest.json` is another tool's."""
+    try:
+        manifest = read_json(f"{uri}/manifest.json")
+    except (InputError, OSError, ValueError):
+        return None
+    ours = isinstance(manifest, dict) and {"stage", "fingerprint", "inputs", "partitions"} <= manifest.keys()
+    return Artifact(uri) if ours else None
+
+
 class Draft:
     """An artifact under construction. `state` is a directory that survives restarts and goes with the commit."""
 

@@ -25,7 +25,7 @@ from chuxin.synthesis.config import LLMExecution
 T = TypeVar("T")
 DEFAULT_CONFIG = "jobs/configs/sample/recipe.yaml"
 REPORT = "report.html"
-ASKING = ("synthesize", "judge")
+LLM_JOBS = ("synthesize", "judge")
 """The jobs whose stages all ask an LLM."""
 
 
@@ -41,7 +41,7 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
     names = [stage.name for stage in stages]
     about = "section of the config (default: the one its `stage` names, or named like this job, or this job's first)"
     parser.add_argument("--stage", choices=names, help=about)
-    if verb in ASKING:
+    if verb in LLM_JOBS:
         parser.add_argument("--budget", metavar="TOKENS|HOURSh", help="stop once this run has bought so many tokens, "
                             "such as 200000000, or taken so many GPU hours, such as 2.5h; the next run goes on")
     known, rest = parser.parse_known_args(arguments)
@@ -53,7 +53,7 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
             raise InputError(known.config, f"it has no section `{name or '` or `'.join(names)}`", "Add the section")
         chosen = f" --stage {name}" if len(names) > 1 else ""
         section = _override(parser, known, section, rest, chosen)
-        if verb in ASKING and known.budget is not None:
+        if verb in LLM_JOBS and known.budget is not None:
             section = dataclasses.replace(section, execution=section.execution.with_budget(known.budget))
         recipe = dataclasses.replace(recipe, **{name: section})
         bound = {b.stage.name: b for b in _bind(recipe, known.config)}[name]
@@ -141,7 +141,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
-        from chuxin.forget import finish_removals, remove, traces
+        from chuxin.forget import comes_back, finish_removals, remove, traces
         from chuxin.lineage import directories, every_artifact, unfinished
 
         recipe = load_recipe(known.config, known.workspace)
@@ -168,8 +168,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             print(f"--apply removes {number}, the report that shows samples of them, and forgets the text")
             return 0
         forgotten = None if recipe.curate is None else recipe.curate.forgotten
-        curated = recipe.curate is not None or any(t.artifact.manifest["stage"] == "curate" for t in found.made)
-        if forgotten is None and (curated or found.raw or not (found.elsewhere or gone)):
+        if forgotten is None and (recipe.curate is not None or comes_back(found, gone)):
             remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
             raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
         answers = _answer_stores(recipe, [artifact for artifact in artifacts if artifact.uri in inside])
@@ -203,10 +202,10 @@ def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 
 def _committed(known: argparse.Namespace) -> list[Artifact]:
     """Returns the recipe's committed artifacts, in order, and what others they were made from."""
-    from chuxin.lineage import behind
+    from chuxin.lineage import ancestry
 
     recipe = load_recipe(known.config, known.workspace)
-    return behind([Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]).artifacts
+    return ancestry([Artifact(bound.uri) for bound in _bind(recipe, known.config) if bound.committed]).artifacts
 
 
 def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespace) -> None:

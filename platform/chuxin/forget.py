@@ -91,13 +91,13 @@ def traces(artifacts: Sequence[Artifact], passage_id: int, inside: Collection[st
                for verdict in row.values["verdicts"]}
     made: list[Trace] = []
     for artifact in artifacts:
-        behind = {trace.artifact.fingerprint for trace in made}
-        if holds(artifact, "documents") and not inputs_of(artifact) & behind:
+        traced = {trace.artifact.fingerprint for trace in made}
+        if holds(artifact, "documents") and not inputs_of(artifact) & traced:
             continue
         ids = (passages, queries) if artifact.uri in inside else (set(), set())
         counts = {table: number for table in ("passages", "synthetic", *LISTS, "judged")
                   if (number := _count(artifact, table, hashes, *ids))}
-        if counts or inputs_of(artifact) & behind:
+        if counts or inputs_of(artifact) & traced:
             what = ", ".join(f"{number} in {table}" for table, number in counts.items())
             made.append(Trace(artifact, sum(counts.values()), what or "made from these"))
     cut = {row.values["text_hash"] for artifact in own
@@ -131,6 +131,17 @@ def _count(artifact: Artifact, table: str, hashes: set[int], passages: set[int],
                 continue  # a row without its text
             found.add((row.part, *(own.get(name) for name in ("epoch", "batch", "row", "query_id", "passage_id"))))
     return len(found)
+
+
+def comes_back(found: Found, gone: Collection[str]) -> bool:
+    """True if the workspace itself would make the passage again, were it not told to forget it.
+
+    Args:
+        found: What `traces` found.
+        gone: What artifacts of the workspace were made from and cannot be read any more.
+    """
+    curated = any(trace.artifact.manifest["stage"] == "curate" for trace in found.made)
+    return curated or bool(found.raw) or not (found.elsewhere or gone)
 
 
 def remove(found: Found, passage_id: int, forgotten: str | None, answers: Collection[str], pages: Sequence[str]) -> int:

@@ -6,7 +6,6 @@ a terabyte would otherwise be read again by every job. Leaves out: fingerprints 
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 import re
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import fsspec
 import xxhash
 
-from chuxin.artifacts import filesystem, read_json, write_json
+from chuxin.artifacts import filesystem, open_artifact, read_json, write_json
 from chuxin.errors import InputError
 from chuxin.models.location import packaged
 
@@ -106,20 +105,17 @@ def _artifacts(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> tuple[str
         linked = {os.path.dirname(os.path.realpath(name)) for name in names if os.path.islink(name)}
         folders |= {os.path.realpath(folder) for folder in folders} | linked
     above = {folder[: inside.start()] for folder in folders for inside in re.finditer("/parts(?=/|$)", folder)}
-    found = {place for place in above if _is_artifact(fs, place)}
-    return tuple(sorted({os.path.realpath(p) if local else fs.unstrip_protocol(p) for p in found}))
+    uris = {os.path.realpath(p) if local else fs.unstrip_protocol(p) for p in above if _has_manifest(fs, p)}
+    return tuple(sorted(uri for uri in uris if open_artifact(uri) is not None))
 
 
-def _is_artifact(fs: fsspec.AbstractFileSystem, place: str) -> bool:
-    if not fs.isfile(f"{place}/manifest.json"):  # nor where the file system does not tell
-        if re.search("-[0-9a-f]{12}$", place) and fs.isdir(f"{place}/drivers"):  # their notes (lease.py)
-            raise InputError(place, "this stage is not committed, so its files are not whole", "Run it to its end")
-        return False
-    try:
-        manifest = json.loads(fs.cat_file(f"{place}/manifest.json"))
-    except ValueError:  # another tool's file of that name
-        return False
-    return isinstance(manifest, dict) and {"stage", "fingerprint", "inputs", "partitions"} <= manifest.keys()
+def _has_manifest(fs: fsspec.AbstractFileSystem, place: str) -> bool:
+    """False also where the file system does not tell; raises InputError for a stage that is not committed."""
+    if fs.isfile(f"{place}/manifest.json"):
+        return True
+    if re.search("-[0-9a-f]{12}$", place) and fs.isdir(f"{place}/drivers"):  # their notes (lease.py)
+        raise InputError(place, "this stage is not committed, so its files are not whole", "Run it to its end")
+    return False
 
 
 def _may_load(name: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, filesystem, is_local, open_parquet, read_json
+from chuxin.artifacts import Artifact, filesystem, is_local, open_artifact, open_parquet, read_json
 from chuxin.errors import InputError
 
 HELD = ("positives", "negatives")
@@ -110,7 +110,7 @@ def inputs_of(artifact: Artifact) -> set[str]:
     return {given["fingerprint"] for given in artifact.manifest["inputs"].values()}
 
 
-class Behind(NamedTuple):
+class Ancestry(NamedTuple):
     """Artifacts and all that they were made from."""
 
     artifacts: list[Artifact]
@@ -119,7 +119,7 @@ class Behind(NamedTuple):
     """What cannot be read any more: fingerprint → URI."""
 
 
-def behind(made: Sequence[Artifact]) -> Behind:
+def ancestry(made: Sequence[Artifact]) -> Ancestry:
     """Follows manifests' inputs from artifacts to the first ones.
 
     An input is what has the recorded fingerprint and stands beside its consumer (a workspace may have been moved, or
@@ -138,7 +138,7 @@ def behind(made: Sequence[Artifact]) -> Behind:
         for uri in (beside, given["uri"]):
             place = _place(uri)
             if place not in at:
-                at[place] = _artifact_at(uri)
+                at[place] = open_artifact(uri)
             known = at[place]
             if known is not None and known is not consumer and known.fingerprint == given["fingerprint"]:
                 return known
@@ -160,7 +160,7 @@ def behind(made: Sequence[Artifact]) -> Behind:
                 gone[given["fingerprint"]] = given["uri"]
             elif known.uri not in begun:
                 waiting.append(known)
-    return Behind(list(found.values()), gone)
+    return Ancestry(list(found.values()), gone)
 
 
 def _place(uri: str) -> str:
@@ -172,16 +172,8 @@ def _place(uri: str) -> str:
     return os.path.realpath(path) if is_local(uri) else fs.unstrip_protocol(path)
 
 
-def _artifact_at(uri: str) -> Artifact | None:
-    try:
-        return Artifact(uri)
-    except (InputError, OSError, ValueError, KeyError, TypeError):  # gone, or another tool's manifest
-        return None
-
-
-def every_artifact(workspace: str) -> Behind:
+def every_artifact(workspace: str) -> Ancestry:
     """Returns all committed artifacts of a workspace, those of other configs and of earlier data too, and what others
     they were made from.
     """
-    uris = (uri for uri in directories(workspace) if read_json(f"{uri}/manifest.json") is not None)
-    return behind([Artifact(uri) for uri in uris])
+    return ancestry([artifact for uri in directories(workspace) if (artifact := open_artifact(uri)) is not None])

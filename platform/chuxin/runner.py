@@ -19,7 +19,7 @@ import shlex
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +54,8 @@ class Bound(NamedTuple):
     uri: str
     inputs: dict[str, str]
     """Stage names of its inputs → their artifact URIs."""
-    named: tuple[str, ...]
-    """URIs of further artifacts: those whose files its config names by path, URI or pattern."""
+    named: dict[str, tuple[str, ...]]
+    """References by path, URI or pattern to files of further artifacts → those artifacts' URIs."""
 
     @property
     def committed(self) -> bool:
@@ -66,13 +66,21 @@ class Bound(NamedTuple):
 class Context:
     """What a stage's run function gets: its draft, its inputs, the resolver of references, a line to the terminal.
 
-    `following` is the config of the stage that this driver runs next, if any: what it needs too may stay.
+    `following` is the config of the stage that this driver runs next, if any: what it needs too may stay. `named` holds
+    the artifacts that other references than those to stages lead into.
     """
 
     def __init__(
-        self, name: str, draft: Draft, inputs: dict[str, Artifact], log: Callable[[str], None], following: Any = None
+        self, name: str, draft: Draft, inputs: dict[str, Artifact], log: Callable[[str], None], following: Any = None,
+        named: Mapping[str, Sequence[Artifact]] | None = None,
     ) -> None:
+        self._named = named or {}
         self.name, self.draft, self.inputs, self.log, self.following = name, draft, inputs, log, following
+
+    def origins(self, ref: str) -> Sequence[Artifact]:
+        """Returns the committed artifacts that a reference leads into; none for data and models from outside."""
+        stage = ref.partition(":")[0]
+        return [self.inputs[stage]] if stage in self.inputs else self._named.get(ref, [])
 
     def resolve(self, ref: str) -> str:
         """Turns a reference into a path or URI: "sample:raw/x" → inside the artifact; a stage's name → its model."""
@@ -97,7 +105,7 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
         if config is None:
             continue
         used: dict[str, str] = {}
-        named: list[str] = []
+        named: dict[str, tuple[str, ...]] = {}
         identities: dict[str, str] = {}
         for ref, is_model in refs(config):
             head = ref.partition(":")[0]
@@ -106,13 +114,14 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
                 identities[ref] = f"{bound[head].fingerprint}{ref[len(head):]}"
             else:
                 identities[ref], around = known.identify(ref, is_model, f"{stage.name} in the config", list(bound))
-                named += around
+                if around:
+                    named[ref] = around
         content = {"run": stage.run, "version": stage.version, "config": _content(config, identities)}
         if hasattr(config, "package_files"):  # prompts, which no version of the stage's code stands for
             content["package_files"] = config.package_files()
         fingerprint = xxhash.xxh3_128_hexdigest(repr(content).encode())
         uri = f"{recipe.workspace.rstrip('/')}/{stage.name}-{fingerprint[:12]}"
-        bound[stage.name] = Bound(stage, config, fingerprint, uri, used, tuple(dict.fromkeys(named)))
+        bound[stage.name] = Bound(stage, config, fingerprint, uri, used, named)
     known.remember()
     return list(bound.values())
 
@@ -135,7 +144,8 @@ def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artif
             remedy = f"Run it first: python jobs/recipe.py --config <this config> --to {name}"
             raise InputError(bound.stage.name, f"its input `{name}` is not committed at {uri}", remedy)
         inputs[name] = Artifact(uri)
-    sources = inputs | {uri: Artifact(uri) for uri in bound.named}
+    named = {ref: [Artifact(uri) for uri in uris] for ref, uris in bound.named.items()}
+    sources = inputs | {artifact.uri: artifact for around in named.values() for artifact in around}
     _require_resources(bound)
     started = time.time()
     describe = {
@@ -151,7 +161,7 @@ def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artif
 
     with lease.held(bound.uri, bound.stage.name) as seconds:
         context = Context(bound.stage.name, Draft(bound.uri, bound.fingerprint, describe, log), inputs, log,
-                          following and following.config)
+                          following and following.config, named)
         module, _, function = bound.stage.run.partition(":")
         getattr(importlib.import_module(module), function)(context, bound.config)
         artifact = context.draft.close(seconds())

@@ -84,22 +84,19 @@ def made(workspace: str, last: str) -> dict[str, Any]:
     """Returns the newest artifact of a stage and all that it was made from, by stage.
 
     Raises:
-        InputError: The workspace has none.
+        InputError: The workspace has none, or an artifact that it was made from is gone.
     """
     from chuxin.artifacts import Artifact
     from chuxin.errors import InputError
+    from chuxin.lineage import ancestry
 
     found = [Artifact(str(file.parent)) for file in Path(workspace).glob(f"{last}-*/manifest.json")]
     if not found:
         raise InputError(workspace, f"no finished `{last}` stands here", "Run the recipe to its end in this workspace")
-    waiting, artifacts = {last: max(found, key=lambda artifact: artifact.manifest["started"])}, {}
-    while waiting:
-        name, artifact = waiting.popitem()
-        artifacts[name] = artifact
-        for stage, known in artifact.manifest["inputs"].items():
-            if stage not in artifacts:  # a workspace may have been moved since
-                waiting[stage] = Artifact(f"{workspace}/{Path(known['uri']).name}")
-    return artifacts
+    behind = ancestry([max(found, key=lambda artifact: artifact.manifest["started"])])
+    if behind.gone:
+        raise InputError(workspace, f"{next(iter(behind.gone.values()))} is gone", "Run the recipe to its end again")
+    return {artifact.manifest["stage"]: artifact for artifact in behind.artifacts}
 
 
 def sample_world(workspace: str, folder: str) -> World:

@@ -16,7 +16,7 @@ from chuxin.commands import forget_job
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
 from chuxin.forget import Found, finish_removals, remove, traces
-from chuxin.lineage import Behind, Row, behind, directories, every_artifact, inputs_of, rows_with, steps_of
+from chuxin.lineage import Ancestry, Row, ancestry, directories, every_artifact, inputs_of, rows_with, steps_of
 from chuxin.mining.queries import BLOCK
 from chuxin.mining.shards import OWN
 from chuxin.schema import CANDIDATES, DOCUMENTS, GROUPS, JUDGED, PASSAGES, PLAN_GROUPS, SYNTHETIC
@@ -284,12 +284,13 @@ def test_a_chain_is_followed_however_long(tmp_path: Path) -> None:
     for number in range(1200):
         given = {"last": {"uri": f"{tmp_path}/{number - 1}", "fingerprint": str(number - 1)}} if number else {}
         (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "manifest.json").write_text(json.dumps({"fingerprint": str(number), "inputs": given}))
-    found = behind([Artifact(f"{tmp_path}/1199")])
+        (tmp_path / str(number) / "manifest.json").write_text(json.dumps(
+            {"stage": "s", "partitions": [], "fingerprint": str(number), "inputs": given}))
+    found = ancestry([Artifact(f"{tmp_path}/1199")])
     assert [artifact.fingerprint for artifact in found.artifacts] == [str(number) for number in range(1200)]
 
 
-def names(found: Behind) -> list[str]:
+def names(found: Ancestry) -> list[str]:
     return ["/".join(artifact.uri.rsplit("/", 2)[-2:]) for artifact in found.artifacts]
 
 

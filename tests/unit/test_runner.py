@@ -100,7 +100,7 @@ def test_the_place_of_an_input_does_not_change_it(recipe: Recipe, tmp_path: Path
 
 
 def test_an_artifact_whose_files_a_config_names_is_bound_as_an_input(recipe: Recipe, tmp_path: Path) -> None:
-    assert [(b.inputs.keys(), b.named) for b in bind(recipe, STAGES)] == [(set(), ()), ({"first"}, ())]
+    assert [(b.inputs.keys(), b.named) for b in bind(recipe, STAGES)] == [(set(), {}), ({"first"}, {})]
     for name in "ab":
         (tmp_path / name / "parts" / "p").mkdir(parents=True)
         (tmp_path / name / "manifest.json").write_text(
@@ -108,7 +108,9 @@ def test_an_artifact_whose_files_a_config_names_is_bound_as_an_input(recipe: Rec
         (tmp_path / name / "parts" / "p" / "x").write_text(name)
     named = replace(recipe, first=replace(recipe.first, path=Ref(f"{tmp_path}/?/parts/*/x")),
                     second=Second(Ref("first"), ModelRef(f"{tmp_path}/b/parts/p")))
-    assert [b.named for b in bind(named, STAGES)] == [(f"{tmp_path}/a", f"{tmp_path}/b"), (f"{tmp_path}/b",)]
+    assert [b.named for b in bind(named, STAGES)] == [
+        {f"{tmp_path}/?/parts/*/x": (f"{tmp_path}/a", f"{tmp_path}/b")},
+        {f"{tmp_path}/b/parts/p": (f"{tmp_path}/b",)}]
 
 
 def test_inputs_that_do_not_exist_are_named(recipe: Recipe) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from chuxin.artifacts import Artifact, Attempt, filesystem
 from chuxin.errors import InputError
-from chuxin.identity import Identities
-from chuxin.lineage import behind
+from chuxin.lineage import ancestry
 from chuxin.release.card import Described, Origin, render
 from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Context
@@ -23,13 +21,7 @@ def run(ctx: Context, config: ReleaseConfig) -> None:
     Facts: how far each reader is from the training checkpoint (verify.py), and whether the heads are trained.
     """
     results = None if config.evaluation is None else _results(ctx, config.evaluation)
-    stage = str(config.model).partition(":")[0]
-    if stage in ctx.inputs:
-        given = [ctx.inputs[stage]]
-    else:
-        known = Identities(posixpath.dirname(ctx.draft.uri))
-        given = [Artifact(uri) for uri in known.identify(config.model, True, ctx.name, []).artifacts]
-    task = partial(release, config, results, lineage(given))
+    task = partial(release, config, results, lineage(ctx.origins(config.model)))
     work = {"release": ctx.resolve(config.model)}
     ctx.draft.map(work, task, name="release", num_cpus=config.execution.num_cpus)
 
@@ -85,7 +77,7 @@ def lineage(artifacts: Sequence[Artifact]) -> list[Origin]:
 
     One that was taken from another workspace may be gone since: it is named, first, without what stood behind it.
     """
-    found, gone = behind(artifacts)
+    found, gone = ancestry(artifacts)
     origins = [Origin(f"{uri.rpartition('/')[2]} (gone)", fingerprint, None, None) for fingerprint, uri in gone.items()]
     origins += [Origin(a.manifest["stage"], a.fingerprint, a.manifest["rows_in"], a.manifest["rows_out"])
                 for a in found]  # fmt: skip

@@ -64,8 +64,9 @@ def test_sources_are_drawn_by_weight_and_only_what_is_kept(bench: ModuleType) ->
 def test_the_newest_artifact_and_what_it_was_made_from(bench: ModuleType, tmp_path: Path) -> None:
     def commit(name: str, started: str, inputs: dict[str, str]) -> None:
         (tmp_path / name).mkdir()
-        manifest = {"fingerprint": name, "started": started, "partitions": [],
-                    "inputs": {stage: {"uri": f"/elsewhere/{uri}"} for stage, uri in inputs.items()}}  # fmt: skip
+        given = {stage: {"uri": f"/elsewhere/{uri}", "fingerprint": uri} for stage, uri in inputs.items()}
+        manifest = {"stage": name.partition("-")[0], "fingerprint": name, "started": started, "partitions": [],
+                    "inputs": given}  # fmt: skip
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
 
     commit("curate-1", "2026-01-01", {})
@@ -76,5 +77,8 @@ def test_the_newest_artifact_and_what_it_was_made_from(bench: ModuleType, tmp_pa
     assert {stage: artifact.fingerprint for stage, artifact in found.items()} == {
         "select": "select-1", "mine": "mine-1", "curate": "curate-1",
     }  # fmt: skip
+    (tmp_path / "mine-1" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="/elsewhere/mine-1 is gone"):
+        bench.made(str(tmp_path), "select")
     with pytest.raises(InputError, match="no finished `rerank`"):
         bench.made(str(tmp_path), "rerank")
