@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "synthesis"))
-import four_bits  # noqa: E402  (beside this file)
+import quantized  # noqa: E402  (beside this file)
 import random_llm  # noqa: E402  (beside the unit tests)
 import served  # noqa: E402
 from driver import kill_when  # noqa: E402  (beside this file)
@@ -289,12 +289,11 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
     assert not llm_module._kept
 
 
-@pytest.mark.parametrize("layout", ["gptq", "awq"])
-def test_checkpoints_of_four_bits_are_served(layout: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["gptq", "awq", "fp8"])
+def test_quantized_checkpoints_are_served(layout: str, tmp_path: Path) -> None:
     """The sample LLM's verdicts, as transformers computes them from the same weights multiplied out in fp32."""
     source = local_directory("package:sample/models/llm")
-    four_bits.save(source, tmp_path / layout, layout)
-    four_bits.save(source, tmp_path / "float", None)
+    quantized.save(source, layout, tmp_path / layout, tmp_path / "float")
     queries = ("汝川云帆中学2021年在校学生有多少", "云帆中学食堂几点开门", "汝川市云帆中学教职工人数")
     passage = "汝川市云帆中学位于城东，2021年在校学生1860人，教职工142人。"
     calls = [verdict(name, passage if name == "answered" else "", query=query)

@@ -59,7 +59,8 @@ class LLMConfig:
 
     quantization: str | None = None
     """vLLM's name of a quantisation applied while loading, such as fp8; null reads GPTQ, AWQ and FP8 checkpoints as
-    they declare themselves."""
+    they declare themselves. CPUs without AMX compute of FP8 only what compressed-tensors stores with a scale a channel
+    (FP8_DYNAMIC); vLLM refuses the rest there."""
 
     dtype: str = "auto"
     """Precision of the model: auto (the checkpoint's), float32 or bfloat16."""
