@@ -47,6 +47,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
         raise InputError(uri, str(error).splitlines()[0].rstrip("."), "Install that package in .venv") from error
+    except ValueError as error:
+        raise InputError(uri, str(error).lower().rstrip("."), "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
     return fs, path.rstrip("/")
 
 

@@ -122,7 +122,7 @@ def recipe_job(arguments: Sequence[str] | None = None) -> int:
 def why_job(arguments: Sequence[str] | None = None) -> int:
     """Prints a training group's story: the job behind jobs/why.py."""
     parser = _parser("jobs/why.py", "Tell a training group's story, from the raw document to the steps that used it.")
-    parser.add_argument("query_id", type=int, nargs="?", help="of a table groups, candidates or plan")
+    parser.add_argument("query_id", type=_id, nargs="?", help="of a table groups, candidates or plan")
     known = _only_known(parser, arguments)
     try:
         from chuxin.why import story
@@ -137,7 +137,7 @@ def why_job(arguments: Sequence[str] | None = None) -> int:
 def forget_job(arguments: Sequence[str] | None = None) -> int:
     """Lists, and with --apply removes, all that derives from a passage: the job behind jobs/forget.py."""
     parser = _parser("jobs/forget.py", "List all that derives from a passage; remove it with --apply.")
-    parser.add_argument("passage_id", type=int, nargs="?", help="of the table passages")
+    parser.add_argument("passage_id", type=_id, nargs="?", help="of the table passages")
     parser.add_argument("--apply", action="store_true", help="remove it; the next run of the recipe rebuilds the rest")
     known = _only_known(parser, arguments)
     try:
@@ -169,7 +169,7 @@ def forget_job(arguments: Sequence[str] | None = None) -> int:
             return 0
         forgotten = None if recipe.curate is None else recipe.curate.forgotten
         if forgotten is None and (recipe.curate is not None or comes_back(found, gone)):
-            remedy = "Add `forgotten: FILE` to the section curate (an empty file at first) and run the recipe"
+            remedy = "Add `forgotten: FILE` to the section curate and run this again"
             raise InputError("curate.forgotten", "the config names no file of forgotten passages", remedy)
         answers = _answer_stores(recipe, [artifact for artifact in artifacts if artifact.uri in inside])
         bought = remove(found, known.passage_id, forgotten, answers, [f"{recipe.workspace}/{REPORT}"])
@@ -187,6 +187,14 @@ def _answer_stores(recipe: RecipeConfig, artifacts: Sequence[Artifact]) -> set[s
     given |= {artifact.manifest.get("config", {}).get("execution", {}).get("answers") for artifact in artifacts}
     given |= {getattr(getattr(section, "execution", None), "answers", None) for section in vars(recipe).values()}
     return {LLMExecution(answers=answers).answers_in(recipe.workspace) for answers in given}
+
+
+def _id(given: str) -> int:
+    """An id: 63 bits."""
+    value = int(given)
+    if not 0 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{given} is no id: ids are numbers of 0 to 2**63 - 1")
+    return value
 
 
 def _only_known(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

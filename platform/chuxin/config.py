@@ -44,10 +44,12 @@ def load(cls: type[T], path: str) -> T:
     fs, place = fsspec.core.url_to_fs(path)
     if not fs.isfile(place):
         raise InputError(path, "there is no such config file", "Give --config one of jobs/configs/*/recipe.yaml")
-    text = fs.cat_file(place).decode("utf-8")
     try:
+        text = fs.cat_file(place).decode("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text) or {}
+    except UnicodeDecodeError as error:
+        raise InputError(path, f"this is not UTF-8 (byte {error.start})", "Save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
 
 class InputError(Exception):
     """Input that the user can put right. The runner prints it as one line and exits with code 2.
@@ -26,7 +28,8 @@ class InputError(Exception):
 def find_input_error(error: BaseException) -> InputError | None:
     """Returns the InputError inside an exception, through causes and Ray's wrappers, or None.
 
-    A full disk counts as one: the user can put it right, and what is committed stays.
+    A full disk counts as one, and so does a place that may not be used: the user can put it right, and what is
+    committed stays.
     """
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
@@ -40,6 +43,9 @@ def find_input_error(error: BaseException) -> InputError | None:
         if isinstance(current, OSError) and _is_full(current):
             return InputError(str(current.filename or "the disk"), "no space is left",
                               "Free some and run again: what is committed stays")  # fmt: skip
+        if isinstance(current, OSError) and current.errno in _NOT_ALLOWED and current.filename:
+            return InputError(str(current.filename), str(current.strerror).lower(),
+                              "Give another place, or make this one usable, and run again")  # fmt: skip
         # RayTaskError keeps the original in `.cause`; Ray Train's group error keeps one error a worker.
         queue += [current.__cause__, getattr(current, "cause", None)]
         queue += (getattr(current, "worker_failures", None) or {}).values()

@@ -38,7 +38,10 @@ class Identities:
 
     def __init__(self, workspace: str) -> None:
         self._file = f"{workspace.rstrip('/')}/file-identities.json"
-        self._known: dict[str, list] = read_json(self._file) or {}
+        try:
+            self._known: dict[str, list] = read_json(self._file) or {}
+        except ValueError:  # hashes that can be had again
+            self._known = {}
         self._new = False
 
     def identify(self, ref: str, is_model: bool, where: str, stages: Sequence[str]) -> Identity:

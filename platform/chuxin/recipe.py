@@ -29,7 +29,7 @@ STAGES = (
     Stage("pack_finetune", "pack", "chuxin.packing.pipeline:pack_groups", 6),
     Stage("finetune", "finetune", "chuxin.training.worker:finetune", 4),
     Stage("gate", "synthesize", "chuxin.synthesis.pipeline:gate", 3),
-    Stage("synthesize", "synthesize", "chuxin.synthesis.pipeline:synthesize", 5),
+    Stage("synthesize", "synthesize", "chuxin.synthesis.pipeline:synthesize", 6),
     Stage("judge", "judge", "chuxin.synthesis.pipeline:judge", 2),
     Stage("mine", "mine", "chuxin.mining.pipeline:mine", 2),
     Stage("rerank", "rerank", "chuxin.mining.pipeline:rerank", 3),

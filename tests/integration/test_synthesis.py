@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -183,9 +184,19 @@ def test_stages_buy_every_answer_once(
 
 
 def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -> None:
-    """The actor's process is killed once some answers are stored: all rows end, and none stored is sent again."""
+    """The actor's process is killed once some answers are stored: all rows end, and none stored is sent again.
+
+    Tasks wait for a CPU meanwhile, as partitions do: the CPU of the dead engine is not theirs.
+    """
     import psutil
     import ray
+
+    ended = tmp_path / "ended"
+
+    @ray.remote(num_cpus=1)
+    def busy() -> None:
+        while not ended.exists():  # not a wait of Ray's, which gives the CPU away
+            time.sleep(0.1)
 
     process = psutil.Process(ray.get(pool._engines[0].start.remote())[0])
     stored, sent = set[int](), Counter[int]()
@@ -206,8 +217,11 @@ def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -
             assert not psutil.wait_procs([process], timeout=120)[1]
         return answer.text
 
-    crew = Crew(Watched(pool._engines), pool.ledger, "m", str(tmp_path), LLMExecution(concurrency=WAITING))
+    crew = Crew(Watched(pool._engines, timeout=180), pool.ledger, "m", str(tmp_path), LLMExecution(concurrency=WAITING))
+    others = [busy.remote() for _ in range(4)]
     results, counts = crew.run(range(WAITING), work, lambda row, error: "")
+    ended.touch()
+    ray.get(others)
     assert all(results) and counts["calls_bought"] == WAITING == len(stored)
     assert counts["engine_deaths"] > 0 and not counts["calls_stored"] and not counts["calls_quarantined"]
     with AnswerStore(str(tmp_path)) as store:

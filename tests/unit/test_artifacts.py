@@ -146,5 +146,7 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
             raise error
         found = find_input_error(told.value)
         assert found is not None and "no space is left. Free some and run again" in str(found)
-    assert find_input_error(OSError(errno.EACCES, "no", "/data")) is None
+    assert find_input_error(FileNotFoundError(errno.ENOENT, "no", "/data")) is None
+    assert str(find_input_error(PermissionError(errno.EACCES, "Permission denied", "/data"))) == (
+        "/data: permission denied. Give another place, or make this one usable, and run again.")
     assert not made.committed()

@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import fsspec
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from chuxin.errors import InputError
@@ -31,6 +32,11 @@ def packaged(path: str) -> str:
     return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), path.removeprefix(PACKAGE))
 
 
+_REMEDY = "Give a directory, or a hub name like BAAI/bge-m3 with the network up and HF_HUB_OFFLINE unset"
+# HF's and the network's errors derive from these.
+_UNREACHED = (OSError, ValueError, HFValidationError)
+
+
 def local_directory(path: str) -> str:
     """Returns a local directory with the model's files.
 
@@ -42,19 +48,41 @@ def local_directory(path: str) -> str:
         return path
     if "://" in path:
         return _download(path)
-    remedy = "Give a directory, or a hub name like BAAI/bge-m3 with the network up and HF_HUB_OFFLINE unset"
-    is_name = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not path.endswith("/")
-    if not is_name:
-        raise InputError(path, "there is no such model directory", remedy)
+    _require_name(path)
     try:
         return snapshot_download(path, ignore_patterns=IGNORED)
-    except (
-        OSError,
-        ValueError,
-        HFValidationError,
-    ) as error:  # HF's and the network's errors derive from these
+    except _UNREACHED as error:
         problem = f"there is no such model directory, and the hub does not give it ({type(error).__name__})"
-        raise InputError(path, problem, remedy) from error
+        raise InputError(path, problem, _REMEDY) from error
+
+
+def read_file(path: str, name: str) -> bytes:
+    """Returns one file of a model; nothing else is fetched.
+
+    Args:
+        path: As for `local_directory`.
+        name: The file's, below the model's directory.
+
+    Raises:
+        InputError: There is no such model, or it has no such file.
+    """
+    path = packaged(path)
+    try:
+        if os.path.isdir(path):
+            return Path(path, name).read_bytes()
+        if "://" in path:
+            filesystem, remote = fsspec.core.url_to_fs(path)
+            return bytes(filesystem.cat_file(f"{remote.rstrip('/')}/{name}"))
+        _require_name(path)
+        return Path(hf_hub_download(path, name)).read_bytes()
+    except _UNREACHED as error:
+        raise InputError(path, f"its {name} cannot be had ({type(error).__name__})", _REMEDY) from error
+
+
+def _require_name(path: str) -> None:
+    """Refuses what is no directory and cannot be a hub's name either."""
+    if path.count("/") != 1 or path.startswith(("/", ".", "~")) or path.endswith("/"):
+        raise InputError(path, "there is no such model directory", _REMEDY)
 
 
 @contextlib.contextmanager

@@ -138,6 +138,13 @@ class LLMExecution:
             raise ValueError("engines, tensor_parallel, max_num_seqs, concurrency and max_crashes must be at least 1")
         if self.gpus_per_engine and self.gpus_per_engine < self.tensor_parallel:
             raise ValueError("gpus_per_engine must be at least tensor_parallel")
+        if not self.reserves():
+            raise ValueError("an engine must reserve a CPU or a GPU: set cpus_per_engine")
+
+    def reserves(self) -> dict[str, float]:
+        """Returns what an engine reserves, by Ray's names."""
+        each = {"CPU": self.cpus_per_engine, "GPU": self.gpus_per_engine}
+        return {name: number for name, number in each.items() if number}
 
     def answers_in(self, workspace: str) -> str:
         """Returns the answer store's directory: `answers` with ~ and file:// resolved, else the workspace's own."""
@@ -234,7 +241,8 @@ class SynthesizeConfig:
     """Queries a passage in rich mode (Nemotron's SDG writes 5 to 7)."""
 
     kinds: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
-    """Weights of the kinds of query in rich mode; each kind occurs once a passage while there are enough."""
+    """Weights of the kinds of query in rich mode. Of 3 queries and a share of 0.8 for question two are questions, and
+    the third is one with probability 0.4: shares below one a passage are drawn, and no kind twice for them."""
 
     difficulties: dict[Difficulty, float] = field(default_factory=lambda: dict.fromkeys(DIFFICULTIES, 1.0))
     """Weights of the difficulties in rich mode."""

@@ -5,29 +5,24 @@ What is cut off is gone for the whole line: the text that an LLM saw is the text
 
 from __future__ import annotations
 
-import os
-
 from tokenizers import Tokenizer
 
-from chuxin.errors import InputError
+from chuxin.models.location import read_file
 
 
 class Cutter:
-    """Cuts texts to so many tokens.
+    """Cuts texts to so many tokens; travels to workers, tokenizer and all, so that no node need have the LLM.
 
     Args:
-        directory: The LLM's, with its tokenizer.json.
+        model: The LLM's directory, URI or hub name; its tokenizer.json alone is read.
         max_tokens: Most tokens that are left of a text.
 
     Raises:
-        InputError: There is no tokenizer.json.
+        InputError: It cannot be had.
     """
 
-    def __init__(self, directory: str, max_tokens: int) -> None:
-        path = os.path.join(directory, "tokenizer.json")
-        if not os.path.isfile(path):
-            raise InputError(directory, "the LLM has no tokenizer.json", "Give a checkpoint with its tokenizer")
-        self._tokenizer, self._max_tokens = Tokenizer.from_file(path), max_tokens
+    def __init__(self, model: str, max_tokens: int) -> None:
+        self._tokenizer, self._max_tokens = Tokenizer.from_buffer(read_file(model, "tokenizer.json")), max_tokens
 
     def cut(self, text: str) -> str:
         """Returns the text, or its beginning: whole characters, without blanks at the end."""

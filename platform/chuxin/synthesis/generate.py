@@ -68,16 +68,21 @@ class Written:
 def draw(passage_id: int, config: SynthesizeConfig) -> list[Wish]:
     """Draws what a passage's queries shall be, from the configured weights, by seed and passage.
 
-    Kinds are drawn without repeating while kinds of positive weight are left, difficulties and lengths freely.
+    A kind's share of the queries is its expected number: its whole part occurs in every passage, and the rest of the
+    queries are drawn by the fractions that are left, none twice. Difficulties and lengths are drawn freely.
     """
     rng = random.Random(hash63("asks", config.seed, passage_id))
     wishes: list[Wish] = []
-    left: dict[Any, float] = {}
-    for _ in range(config.queries):
-        left = left or {kind: weight for kind, weight in config.kinds.items() if weight}
-        kind = _weighted(rng, left)
-        del left[kind]
-        wishes.append(Wish(kind, _weighted(rng, config.difficulties), _weighted(rng, config.lengths)))
+    share = config.queries / sum(config.kinds.values())
+    sure = {kind: int(share * weight + 1e-9) for kind, weight in config.kinds.items()}
+    kinds = [kind for kind, number in sure.items() for _ in range(number)]
+    left = {kind: share * weight - sure[kind] for kind, weight in config.kinds.items()}
+    left = {kind: fraction for kind, fraction in left.items() if fraction > 1e-9}
+    for place in range(config.queries):
+        if place == len(kinds):
+            kinds.append(_weighted(rng, left))
+            del left[kinds[place]]
+        wishes.append(Wish(kinds[place], _weighted(rng, config.difficulties), _weighted(rng, config.lengths)))
     return wishes
 
 

@@ -24,6 +24,8 @@ import orjson
 import ray
 import xxhash
 from ray.exceptions import RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
@@ -56,6 +58,9 @@ _QUEUED = 2
 _kept: dict[tuple[Any, ...], list[Any]] = {}
 """Engines of a stage of this driver that the next one takes over, by what they are: their start takes longer than
 many a stage, and they hold the prefixes of passages that it asks about too."""
+_places: dict[Any, PlacementGroup] = {}
+"""Where each engine of this driver stands. Held while its process is started again: a task that waited for a CPU took
+that of a dead engine at once, and then waited for the engine, which waited for a CPU."""
 _TOLD_SECONDS = 60.0
 
 
@@ -143,6 +148,8 @@ class Engine:
             # Of the choices alone, after all others are masked: both are there however unlikely the model finds them.
             logprobs_mode="processed_logprobs",
             structured_outputs_config={"backend": "xgrammar"}, **options,
+            # In a placement group vLLM would start ranks by Ray, beside this actor, which holds what they need.
+            distributed_executor_backend="mp" if self._execution.tensor_parallel > 1 else None,
         )  # fmt: skip
         log = os.path.realpath("/proc/self/fd/1")  # Ray's file for this process, and vLLM's processes write there too
         begun = os.path.getsize(log) if os.path.isfile(log) else 0
@@ -345,8 +352,7 @@ def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) 
     Raises:
         InputError: They do not fit.
     """
-    each = {name: number for name, number in (("CPU", execution.cpus_per_engine), ("GPU", execution.gpus_per_engine))
-            if number}  # fmt: skip
+    each = execution.reserves()
     room = sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in each.items()), default=execution.engines)
                for node in nodes)  # fmt: skip
     if room < execution.engines:
@@ -410,8 +416,14 @@ class LLMPool:
 def release_engines() -> None:
     """Ends the engines that were kept for a next pool."""
     while _kept:
-        for engine in _kept.popitem()[1]:
-            ray.kill(engine)
+        _end(_kept.popitem()[1])
+
+
+def _end(engines: Sequence[Any]) -> None:
+    for engine in engines:
+        ray.kill(engine)
+        if engine in _places:
+            remove_placement_group(_places.pop(engine))
 
 
 def _taken_over(kind: tuple[Any, ...], execution: LLMExecution) -> list[Any]:
@@ -435,17 +447,23 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[
     if importlib.util.find_spec("vllm") is None:
         raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
     require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
-    actor = ray.remote(Engine).options(
-        num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_concurrency=10_000,
-        max_task_retries=0,
-    )  # fmt: skip
-    engines = [actor.remote(path, config, execution) for _ in range(execution.engines)]
+    engines = [_placed(path, config, execution) for _ in range(execution.engines)]
     try:
         return engines, _wait(engines, execution.start_timeout)
     except BaseException as error:
-        for engine in engines:
-            ray.kill(engine)
+        _end(engines)
         raise find_input_error(error) or error from error
+
+
+def _placed(path: str, config: LLMConfig, execution: LLMExecution) -> Any:
+    """Returns the actor of an engine, in a place of its own."""
+    place = placement_group([execution.reserves()])
+    engine = ray.remote(Engine).options(
+        num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
+        max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(place, 0),
+    ).remote(path, config, execution)  # fmt: skip
+    _places[engine] = place
+    return engine
 
 
 def _wait(engines: Sequence[Any], timeout: float) -> list[float]:

@@ -25,7 +25,6 @@ from chuxin.config import ModelRef
 from chuxin.errors import InputError
 from chuxin.identity import Identities
 from chuxin.ids import text_hash
-from chuxin.models.location import local_directory
 from chuxin.report.bins import score_bins
 from chuxin.runner import Context
 from chuxin.schema import CANDIDATES, GROUPS, JUDGED, KEEP, SYNTHETIC
@@ -67,10 +66,10 @@ def gate(ctx: Context, config: GateConfig) -> None:
     parts = dict(slices(_artifact(ctx, config.passages).parts("passages")))
     work = {key: part._asdict() for key, part in parts.items()}
     limit = limit_of(_kept_ids(parts, {}), config.seed, config.labels)
-    directory = local_directory(ctx.resolve(config.llm.model))
+    cutter = Cutter(ctx.resolve(config.llm.model), config.passage_max_tokens)
     with _crew(ctx, config.llm, config.execution) as crew:
         asked = {f"ask-{key}": part for key, part in work.items()}
-        ctx.draft.map(asked, partial(_label, config, crew, directory, limit), name=f"{ctx.name}: ask the LLM",
+        ctx.draft.map(asked, partial(_label, config, crew, cutter, limit), name=f"{ctx.name}: ask the LLM",
                       num_cpus=config.execution.num_cpus)  # fmt: skip
         model = crew.model
     # A partition, so that a rerun takes the gate that some passages have been scored by already.
@@ -78,7 +77,7 @@ def gate(ctx: Context, config: GateConfig) -> None:
                   name=f"{ctx.name}: fit", num_cpus=config.execution.num_cpus)  # fmt: skip
     fit = ctx.draft.committed()["fit"]
     fitted = gates.load(fetched(f"{ctx.draft.uri}/parts/{fit['directory']}/gate.npz"))
-    ctx.draft.map({f"score-{key}": part for key, part in work.items()}, partial(_score, fitted, directory, config),
+    ctx.draft.map({f"score-{key}": part for key, part in work.items()}, partial(_score, fitted, cutter),
                   name=f"{ctx.name}: score", num_cpus=config.execution.num_cpus)  # fmt: skip
     facts = {"model": model, "prompt_hash": config.package_files(), "gate": fit["facts"]["fit"]}
     _summary(ctx, config.execution, facts, [*asked])
@@ -98,10 +97,9 @@ def _fit(config: GateConfig, key: str, files: Sequence[str], attempt: Attempt) -
 
 
 def _label(
-    config: GateConfig, crew: Crew, directory: str, limit: int, key: str, part: Mapping[str, Any], attempt: Attempt
+    config: GateConfig, crew: Crew, cutter: Cutter, limit: int, key: str, part: Mapping[str, Any], attempt: Attempt
 ) -> None:
     table = chosen(Slice(**part).read(_PASSAGE_COLUMNS), config.seed, limit)
-    cutter = Cutter(directory, config.passage_max_tokens)
     rows = [{**row, "text": cutter.cut(row["text"])} for row in table.to_pylist()]
 
     async def label(row: dict[str, Any], ask: Ask) -> dict[str, Any]:
@@ -115,10 +113,9 @@ def _label(
 
 
 def _score(
-    fitted: gates.Gate, directory: str, config: GateConfig, key: str, part: Mapping[str, Any], attempt: Attempt
+    fitted: gates.Gate, cutter: Cutter, key: str, part: Mapping[str, Any], attempt: Attempt
 ) -> None:
     table = Slice(**part).read(("passage_id", "text", "status"))
-    cutter = Cutter(directory, config.passage_max_tokens)
     scores = gates.score(fitted, [cutter.cut(text) for text in table["text"].to_pylist()])
     status = gates.statuses(fitted, scores, table["status"].to_pylist())
     rows = pa.table({"passage_id": table["passage_id"], "score": scores, "status": status})
@@ -138,9 +135,9 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
     gated = _gate_parts(ctx, config, parts)
     limit = limit_of(_kept_ids(parts, gated), config.seed, config.max_passages)
     work = {key: {**part._asdict(), "gate": gated.get(key, "")} for key, part in parts.items()}
-    directory = local_directory(ctx.resolve(config.llm.model))
+    cutter = Cutter(ctx.resolve(config.llm.model), config.passage_max_tokens)
     with _crew(ctx, config.llm, config.execution) as crew:
-        ctx.draft.map(work, partial(_write, config, crew, directory, limit), name=ctx.name,
+        ctx.draft.map(work, partial(_write, config, crew, cutter, limit), name=ctx.name,
                       num_cpus=config.execution.num_cpus)  # fmt: skip
         model = crew.model
     done = {key: manifest for key, manifest in ctx.draft.committed().items() if key in work}
@@ -157,12 +154,11 @@ def synthesize(ctx: Context, config: SynthesizeConfig) -> None:
 
 
 def _write(
-    config: SynthesizeConfig, crew: Crew, directory: str, limit: int, key: str, item: Mapping[str, Any],
+    config: SynthesizeConfig, crew: Crew, cutter: Cutter, limit: int, key: str, item: Mapping[str, Any],
     attempt: Attempt,
 ) -> None:
     held = Slice(item["gate"]).read() if item["gate"] else None
     table = chosen(Slice(item["file"], item["group"]).read(_PASSAGE_COLUMNS), config.seed, limit, held)
-    cutter = Cutter(directory, config.passage_max_tokens)
     passages = []
     for row in table.to_pylist():
         text = cutter.cut(row["text"])
@@ -261,9 +257,9 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
     shards = shard_uris(_artifact(ctx, config.store))
     if not shards:
         raise InputError(f"{ctx.name}: {config.store}", "it holds no passage store", "Name the mine stage as `store`")
-    directory = local_directory(ctx.resolve(config.llm.model))
+    cutter = Cutter(ctx.resolve(config.llm.model), config.passage_max_tokens)
     with _crew(ctx, config.llm, config.execution) as crew:
-        ctx.draft.map(work, partial(_relabel, config, crew, directory, shards), name=ctx.name,
+        ctx.draft.map(work, partial(_relabel, config, crew, cutter, shards), name=ctx.name,
                       num_cpus=config.execution.num_cpus)  # fmt: skip
         model = crew.model
     done = ctx.draft.committed()
@@ -280,12 +276,11 @@ def relabel(ctx: Context, config: RelabelConfig) -> None:
 
 
 def _relabel(
-    config: RelabelConfig, crew: Crew, directory: str, shards: Sequence[str], key: str, item: Mapping[str, Any],
+    config: RelabelConfig, crew: Crew, cutter: Cutter, shards: Sequence[str], key: str, item: Mapping[str, Any],
     attempt: Attempt,
 ) -> None:
     rows = Slice(**item).read().to_pylist()
     places = [uncertain(row["candidates"], config) for row in rows]
-    cutter = Cutter(directory, config.passage_max_tokens)
     wanted = {row["candidates"][p]["text_hash"] for row, found in zip(rows, places, strict=True) for p in found}
     own = (p for row in rows for p in (*row["positives"], *row["negatives"]))  # these need not stand in the corpus
     texts = {p["text_hash"]: cutter.cut(p["text"]) for p in own if p["text_hash"] in wanted}

@@ -6,7 +6,7 @@ import torch
 
 from chuxin.errors import InputError
 from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
-from chuxin.models.location import local_directory, written_directory
+from chuxin.models.location import local_directory, read_file, written_directory
 
 
 def test_a_model_goes_to_a_uri_and_comes_back(tiny_model: str) -> None:
@@ -19,6 +19,9 @@ def test_a_model_goes_to_a_uri_and_comes_back(tiny_model: str) -> None:
         for a, b in zip(load_model(tiny_model).parameters(), again.parameters(), strict=True)
     )
     assert local_directory(uri) == local_directory(uri), "one copy a process"
+    assert read_file(uri, "config.json") == read_file(tiny_model, "config.json")
+    with pytest.raises(InputError, match="its none.json cannot be had"):
+        read_file(uri, "none.json")
     with pytest.raises(InputError, match="no such model"):
         load_model("memory://models/none")
 

@@ -1,5 +1,7 @@
 """Cutting by tokens: whole characters, never more than allowed, and what is left is all there is."""
 
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,13 @@ def test_short_texts_stay(model: str) -> None:
 def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tokenizer.json"):
         Cutter(str(tmp_path), 10)
+
+
+def test_a_cutter_works_where_the_llm_is_not(model: str, tmp_path: Path) -> None:
+    """Workers on other nodes get it with its tokenizer; a URI or hub name would name another place there."""
+    shutil.copytree(model, tmp_path / "llm")
+    text = "北京的公司成立于二〇一二年" * 9
+    cutter = Cutter(str(tmp_path / "llm"), 12)
+    there = pickle.loads(pickle.dumps(cutter))
+    shutil.rmtree(tmp_path / "llm")
+    assert there.cut(text) == cutter.cut(text) != text

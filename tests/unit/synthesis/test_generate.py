@@ -62,6 +62,17 @@ def test_draws_follow_the_weights_and_are_the_passages_own() -> None:
     assert len(draw(1, replace(config, queries=4))) == 4  # kinds come again once all have
 
 
+@pytest.mark.parametrize(("queries", "weights"), [
+    (3, {"question": 0.8, "keywords": 0.1, "title": 0.1}), (2, {"question": 9.0, "keywords": 1.0}),
+    (3, {"question": 10.0, "keywords": 1.0, "title": 1.0, "claim": 1.0, "colloquial": 1.0, "product": 1.0}),
+])  # fmt: skip
+def test_a_mixture_comes_out_as_it_was_configured(queries: int, weights: dict) -> None:
+    config = replace(CONFIG, queries=queries, kinds=weights)
+    drawn = Counter(wish.kind for i in range(4000) for wish in draw(i, config))
+    for kind, weight in weights.items():
+        assert abs(drawn[kind] / drawn.total() - weight / sum(weights.values())) < 0.02
+
+
 def test_an_unusable_answer_is_asked_for_again_with_another_seed() -> None:
     answers = iter(["胡言", "抱歉，我不能", answer("青禾是什么", "青禾在哪", "青禾何时成立")])
     client = ScriptedLLM(lambda call: next(answers))
