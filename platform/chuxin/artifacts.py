@@ -48,7 +48,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ImportError as error:
         raise InputError(uri, str(error).splitlines()[0].rstrip("."), "Install that package in .venv") from error
     except ValueError as error:
-        raise InputError(uri, str(error).lower().rstrip("."), "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
+        problem = str(error).lower().rstrip(".")
+        raise InputError(uri, problem, "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
     return fs, path.rstrip("/")
 
 

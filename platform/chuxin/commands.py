@@ -18,7 +18,7 @@ from chuxin import lease, runner
 from chuxin.artifacts import Artifact, filesystem
 from chuxin.config import load, override
 from chuxin.errors import InputError
-from chuxin.recipe import STAGES, RecipeConfig
+from chuxin.recipe import STAGES, RecipeConfig, require_models_of_own
 from chuxin.runner import Bound
 from chuxin.synthesis.config import LLMExecution
 
@@ -287,8 +287,9 @@ def _override(
 
 
 def _bind(recipe: RecipeConfig, config: str) -> list[Bound]:
-    """Binds the recipe; an input that does not exist is named with its line in the config."""
+    """Binds the recipe; an input that does not exist or fit is named with its line in the config."""
     try:
+        require_models_of_own(recipe)
         return runner.bind(recipe, STAGES)
     except InputError as error:
         name = error.where.rpartition("/")[2].rpartition(": ")[2]

@@ -99,7 +99,8 @@ def validate(cls: type[T], raw: Mapping[str, Any], where: Callable[[tuple], str]
             near = difflib.get_close_matches(str(loc[-1]), _fields_at(cls, loc[:-1]), 1)
             hint = f"Did you mean `{near[0]}`" if near else f"Known keys: {', '.join(_fields_at(cls, loc[:-1]))}"
             raise InputError(where(loc), f"unknown key `{key}`", hint) from error
-        problem = f"`{key}`: {first['msg'][0].lower()}{first['msg'][1:]}"
+        said = first["msg"].removeprefix("Value error, ")
+        problem = f"{f'`{key}`: ' if key else ''}{said[0].lower()}{said[1:]}"
         raise InputError(where(loc), problem, "See the field's text in --help") from error
 
 

@@ -5,12 +5,16 @@ A world's YAML file (jobs/configs/WORLD/recipe.yaml) loads as `RecipeConfig`; a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from chuxin.corpus.config import CurateConfig, IngestConfig
+from chuxin.errors import InputError
 from chuxin.evaluation.config import EvaluateConfig
 from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
 from chuxin.models.config import InitConfig
+from chuxin.models.location import PACKAGE
 from chuxin.packing.config import PackGroupsConfig, PackTextsConfig
 from chuxin.release.config import MergeConfig, ReleaseConfig
 from chuxin.runner import Stage
@@ -106,3 +110,25 @@ class RecipeConfig:
         """
         present = self.sections(verb)
         return next((name for name in (self.stage, verb, *present) if name in present), None)
+
+
+def require_models_of_own(recipe: RecipeConfig) -> None:
+    """Refuses models that know the sample world where the recipe does not make it.
+
+    On real pairs the sample's reranker scores four labelled positives of five below 0: they would become negatives.
+
+    Raises:
+        InputError: A section names one.
+    """
+    for name in recipe.sections() if recipe.sample is None else ():
+        for ref in _sample_models(asdict(getattr(recipe, name))):
+            raise InputError(f"{name}: {ref}", "this model knows the sample world only, and that is not made here",
+                             "Give a model of your own (jobs/README.md, Queries by an LLM), or leave the section out")
+
+
+def _sample_models(value: Any) -> Iterator[str]:
+    """Yields the models trained on the sample world that a section names."""
+    if isinstance(value, str) and value.startswith(f"{PACKAGE}sample/"):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
+        yield from _sample_models(part)

@@ -9,7 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, input_files, write_json
+from chuxin.artifacts import (
+    Artifact,
+    Attempt,
+    Draft,
+    add_checksums,
+    checksum,
+    clear,
+    filesystem,
+    input_files,
+    write_json,
+)
 from chuxin.errors import InputError, find_input_error
 from chuxin.runner import Context
 
@@ -136,6 +146,11 @@ def test_what_a_reference_names_of_a_table(tmp_path: Path) -> None:
     for ref in (folder / "3.parquet", folder / "note.txt", tmp_path / "nothing", folder / "*.csv"):
         with pytest.raises(InputError, match="it holds no table `groups`"):
             input_files(ctx, str(ref), "groups")
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="foo://x: protocol not known"):
+        filesystem("foo://x")
 
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:

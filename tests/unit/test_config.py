@@ -86,6 +86,12 @@ def test_a_missing_file_is_named() -> None:
         load(Whole, "no/such.yaml")
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("name: 世界".encode("gbk"))
+    with pytest.raises(InputError, match=r"c.yaml: this is not UTF-8 \(byte 6\). Save it as UTF-8"):
+        load(Whole, str(tmp_path / "c.yaml"))
+
+
 def test_overrides_reach_nested_fields(tmp_path: Path) -> None:
     config = load(Whole, write(tmp_path, GOOD + "nested: {path: d}\n"))
     changed = override(config, ["--nested.weight", "0.25", "--name", "另一个"], "test")

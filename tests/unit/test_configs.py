@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chuxin.config import load, refs
-from chuxin.recipe import STAGES, RecipeConfig
+from chuxin.errors import InputError
+from chuxin.recipe import STAGES, RecipeConfig, require_models_of_own
 from chuxin.runner import bind
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,17 @@ def test_a_verb_runs_the_named_section_or_its_first() -> None:
     assert dataclasses.replace(recipe, evaluate=None).default_stage("evaluate") is None
     with pytest.raises(ValueError, match="`stage: evaluate` names no section"):
         dataclasses.replace(recipe, evaluate=None, stage="evaluate")
+
+
+def test_the_samples_models_are_refused_where_its_world_is_not_made() -> None:
+    """On real pairs its reranker scores most labelled positives below 0, and they would become negatives."""
+    recipe = loaded("sample/recipe.yaml")
+    require_models_of_own(recipe)
+    with pytest.raises(InputError, match="gate: package:sample/models/llm: this model knows the sample world only"):
+        require_models_of_own(dataclasses.replace(recipe, sample=None))
+    sections = dict.fromkeys(("sample", "gate", "synthesize", "judge", "relabel"))
+    with pytest.raises(InputError, match="rerank: package:sample/models/reranker"):
+        require_models_of_own(dataclasses.replace(recipe, **sections))
 
 
 def test_a_released_model_is_the_one_that_the_report_leads_with() -> None:

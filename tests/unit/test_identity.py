@@ -44,6 +44,15 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
     assert identity(workspace, str(file)) == before
 
 
+def test_hashes_that_cannot_be_read_are_computed_again(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    known = Identities(str(tmp_path))
+    found = known.identify(str(tmp_path / "a.txt"), False, "curate", [])
+    known.remember()
+    (tmp_path / "file-identities.json").write_text("{")
+    assert Identities(str(tmp_path)).identify(str(tmp_path / "a.txt"), False, "curate", []) == found
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file or folder.*an earlier stage \\(sample\\)"):
         identity(tmp_path, str(tmp_path / "none"))

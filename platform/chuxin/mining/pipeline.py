@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from chuxin.artifacts import Attempt, add_checksums, checksum, fetched, input_files, open_parquet
+from chuxin.artifacts import Attempt, add_checksums, checksum, fetched, filesystem, input_files, open_parquet
 from chuxin.encoding.pairs import PairScorer
 from chuxin.errors import InputError
 from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
@@ -40,6 +40,8 @@ from chuxin.schema import CANDIDATES, GROUPS
 from chuxin.search.store import SHARD_PREFIX
 
 SUMMARY = "summary"
+FOUND = "found.npz"
+"""What a block of queries finds in a span; gone once the candidates are committed."""
 OWNER_ROWS = 16_000_000
 """Passages whose owners are settled together: about 0.5 GB."""
 GROUP_ROWS = 200_000
@@ -86,6 +88,10 @@ def mine(ctx: Context, config: MineConfig) -> None:
     taken = sum(n["rows"] for n in notes), add_checksums(n["id_sum"] for n in notes)
     if given != taken:
         raise RuntimeError(f"the groups read and written differ: {given} and {taken} (rows, sum of their ids)")
+    for key in searches:  # 24 bytes a hit, a span and a miner: more than the candidates, and nobody reads them now
+        fs, found = filesystem(f"{ctx.draft.uri}/parts/{done[key]['directory']}/{FOUND}")
+        if fs.exists(found):
+            fs.rm(found)
     passages = {"store_passages": statistics["passages"], "store_shards": len(shards)}
     lost = sum(number for key, part in done.items() if key.startswith("owners-") for number in part["facts"].values())
     with ctx.draft.attempt(SUMMARY) as attempt:
@@ -150,12 +156,12 @@ def _search(
                         "cuda" if execution.use_gpu else "cpu")  # fmt: skip
     given = given_passages(read_block(directory))
     arrays = {f"{miner}_{name}": array for miner, hits in found.items() for name, array in hits._asdict().items()}
-    np.savez(attempt.path("found.npz"), given=given_scores(store, queries, given), **arrays)
+    np.savez(attempt.path(FOUND), given=given_scores(store, queries, given), **arrays)
 
 
 def _join(config: MineConfig, key: str, item: Mapping[str, Any], attempt: Attempt) -> None:
     groups = read_block(fetched(item["queries"]))
-    spans = [np.load(f"{fetched(span)}/found.npz") for span in item["spans"]]
+    spans = [np.load(f"{fetched(span)}/{FOUND}") for span in item["spans"]]
     hits = {
         miner: join_spans([Hits(*(span[f"{miner}_{name}"] for name in Hits._fields)) for span in spans], config.keep)
         for miner in config.miners

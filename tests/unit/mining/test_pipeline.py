@@ -141,6 +141,9 @@ def test_a_killed_stage_goes_on_where_it_stopped(
     again = run(tmp_path, "again", pipeline.mine, config)
     assert len(joins) == 1 + len([p for p in again.partitions() if p["key"].startswith("candidates-")])
     assert again.read("candidates").equals(mined.read("candidates"))
+    assert not list(Path(again.uri).rglob("found.npz"))  # as large as the candidates, and read by nobody
+    (Path(again.uri) / "manifest.json").unlink()  # killed between that and the end
+    assert run(tmp_path, "again", pipeline.mine, config).read("candidates").equals(mined.read("candidates"))
 
 
 def test_an_object_store_holds_what_a_local_workspace_does(
