@@ -47,6 +47,7 @@ from chuxin.synthesis.parse import holds_fence
 from chuxin.synthesis.relabel import relabel as ask_about
 from chuxin.synthesis.relabel import uncertain
 from chuxin.synthesis.slices import Slice, chosen, columns, draws, limit_of, slices
+from chuxin.synthesis.store import consolidate
 from chuxin.synthesis.work import Crew
 
 _SUMMARY = "summary"
@@ -319,6 +320,7 @@ def _crew(ctx: Context, llm: LLMConfig, execution: LLMExecution) -> Iterator[Cre
     path = ctx.resolve(llm.model)
     model = _identity(workspace, llm.model, path, llm)
     following = ctx.following
+    consolidate(answers)
     shared = getattr(following, "llm", None) == llm and \
         following.execution.engine_options() == execution.engine_options()
     with LLMPool(path, llm, execution, keep=shared) as pool:

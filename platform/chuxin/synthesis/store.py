@@ -7,8 +7,9 @@ A record is a frame: length (uint32), XXH3-64 of the payload (uint64), payload =
 once `put` returns, as far as killed processes go, and after `sync` against a power failure too. A tail that a kill
 tore is skipped and told of; it was never acknowledged. Records are never moved or rewritten, so writers in any number
 of processes need no lock. In memory a record costs 16 bytes: 63 bits of its key, and file number and offset in one
-int64; the whole key is compared when it is read. Writers share a lock on the directory's file `lock`, so that answers
-are removed only where none writes. Leaves out: what an answer holds (calls.py).
+int64; the whole key is compared when it is read. Those of logs that one index covers (merged.py) cost none. Writers
+share a lock on the directory's file `lock`, so that answers are removed, and the one index is written, only where none
+writes. Leaves out: what an answer holds (calls.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import orjson
 import xxhash
 
 from chuxin.errors import InputError
+from chuxin.synthesis import merged
 
 _FRAME = struct.Struct("<IQ")
 _KEY_BYTES = 16
@@ -40,6 +42,8 @@ _SYNC_EVERY = 64
 _SYNC_SECONDS = 1.0
 _OPEN_FILES = 64
 _LOCK = "lock"
+_MANY = 64
+"""Closed logs beyond the one index from which on it is written anew."""
 _LOG = re.compile(r"\d+-\d+-[0-9a-f]{8}\.log")
 
 
@@ -67,6 +71,7 @@ class AnswerStore:
         self._files: list[Path] = []
         self._numbers: dict[str, int] = {}
         self._read_to: dict[str, int] = {}
+        self._closed: set[str] = set()
         self._keys, self._places = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._new: dict[int, list[int]] = {}
         self._handles: OrderedDict[int, int] = OrderedDict()
@@ -78,10 +83,14 @@ class AnswerStore:
         except OSError as error:
             raise InputError(directory, f"the answer store cannot be made ({error.strerror})",
                              "Give execution.answers a local directory that can be written") from error
+        logs, self._merged = merged.read(self.directory)
+        self._closed.update(logs)
+        for name in logs:
+            self._number(name)
         self._refresh()
 
     def __len__(self) -> int:
-        return len(self._keys) + sum(map(len, self._new.values()))
+        return self._merged.shape[1] + len(self._keys) + sum(map(len, self._new.values()))
 
     def get(self, key: bytes) -> Any | None:
         """Returns the value stored under a key of 16 bytes, by this or any other process, or None."""
@@ -184,8 +193,11 @@ class AnswerStore:
 
     def _find(self, key: bytes) -> Any | None:
         short = _short(key)
-        first, last = np.searchsorted(self._keys, [short, short + 1])
-        for place in (*self._places[first:last].tolist(), *self._new.get(short, ())):
+        found = [*self._new.get(short, ())]
+        for keys, places in ((self._keys, self._places), self._merged):
+            first, last = np.searchsorted(keys, [short, short + 1])
+            found[:0] = places[first:last].tolist()
+        for place in found:
             payload = self._payload(place)
             if payload is not None and payload[:_KEY_BYTES] == key:
                 return orjson.loads(payload[_KEY_BYTES:])
@@ -209,7 +221,8 @@ class AnswerStore:
         """Takes in what other processes have stored since."""
         keys, places = [], []
         self.torn = []
-        for path in sorted(self.directory.glob("*.log")):
+        names = {name for name in os.listdir(self.directory) if name.endswith(".log")}
+        for path in (self.directory / name for name in sorted(names - self._closed)):
             number, size = self._number(path.name), path.stat().st_size
             start = self._read_to.get(path.name, 0)
             own = self._writer >= 0 and number == self._writer_number
@@ -225,6 +238,7 @@ class AnswerStore:
                 found = records[:, 0], records[:, 1]
             else:
                 self._read_to[path.name] = size
+                self._closed.add(path.name)
             keys.append(found[0])
             places.append(found[1] | number << _OFFSET_BITS)
         if keys:
@@ -243,6 +257,44 @@ class AnswerStore:
         except OSError:
             # The index only spares the next reader a scan; on a full disk the records matter and are there.
             temporary.unlink(missing_ok=True)
+
+
+def consolidate(directory: str) -> None:
+    """Writes one index over the logs, if many have been closed since, or left by processes that were killed.
+
+    Nothing is done where a run writes, and on a file system without locks, which cannot tell. A log with a torn tail
+    stays out, so that it is told of.
+
+    Args:
+        directory: The store's; one that does not exist holds nothing.
+    """
+    place = Path(directory)
+    logs, table = merged.read(place) if place.is_dir() else ([], np.zeros((2, 0), np.int64))
+    fresh = sorted({path.name for path in place.glob("*.log")} - {*logs})
+    if len(fresh) < _MANY:
+        return
+    try:
+        lock = _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB, must=True)
+    except (InputError, OSError):  # it only saves memory and time
+        return
+    try:
+        keys, places, covered = [table[0]], [table[1]], len(logs)
+        for name in fresh:
+            path = place / name
+            size = path.stat().st_size
+            found = _read_index(path, size)
+            if found is None:
+                records = np.array(list(_scan(path, 0)), np.int64).reshape(-1, 3)
+                if (int(records[-1, 2]) if len(records) else 0) < size:
+                    continue
+                found = records[:, 0], records[:, 1]
+            keys.append(found[0])
+            places.append(found[1] | len(logs) << _OFFSET_BITS)
+            logs.append(name)
+        if len(logs) > covered:
+            merged.write(place, logs, np.concatenate(keys), np.concatenate(places))
+    finally:
+        os.close(lock)
 
 
 def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
@@ -272,16 +324,17 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
         raise InputError(directory, "answers stand here that cannot be removed (permission denied)",
                          "Run again as a user that may write here") from error
     try:
+        merged.forget(Path(directory))
         return sum(_without(path, unwanted) for path in logs)
     finally:
         os.close(lock)
 
 
-def _locked(directory: Path, how: int) -> int:
+def _locked(directory: Path, how: int, must: bool = False) -> int:
     """Returns the descriptor of the directory's lock; a process that dies lets go of it.
 
     Opened for both, which a shared and an exclusive lock need on NFS. A file system without locks has none: there a
-    removal cannot tell whether a run writes.
+    removal cannot tell whether a run writes. With `must` that is an OSError.
     """
     lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -291,7 +344,7 @@ def _locked(directory: Path, how: int) -> int:
         raise InputError(str(directory), "a run writes answers here",
                          "Wait until it has ended, and run again") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+        if must or error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             os.close(lock)
             raise
     return lock

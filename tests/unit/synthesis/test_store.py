@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from chuxin.errors import InputError
-from chuxin.synthesis.store import AnswerStore, remove
+from chuxin.synthesis.store import AnswerStore, consolidate, remove
 
 SOURCE_ROOT = str(Path(__file__).resolve().parents[3] / "platform")
 
@@ -211,6 +211,75 @@ def test_keys_that_share_their_first_bytes_are_told_apart(tmp_path: Path) -> Non
         store.put(second, "b")
     with AnswerStore(str(tmp_path)) as store:
         assert (store.get(first), store.get(second)) == ("a", "b")
+
+
+def written(folder: Path, logs: int, first: int = 0) -> range:
+    """Stores ten answers in each of so many logs."""
+    for log in range(first, first + logs):
+        with AnswerStore(str(folder)) as store:
+            for number in range(10 * log, 10 * log + 10):
+                store.put(key(number), number)
+    return range(10 * (first + logs))
+
+
+def all_are_there(folder: Path, numbers: range, held: int) -> None:
+    with AnswerStore(str(folder)) as store:
+        assert [store.get(key(n)) for n in numbers] == [*numbers] and store.get(key(-1)) is None
+        assert len(store) == len(numbers) and len(store._keys) + len(store._new) == held
+
+
+def test_many_closed_logs_are_found_by_one_index_that_no_process_holds(tmp_path: Path) -> None:
+    consolidate(str(tmp_path / "none"))
+    numbers = written(tmp_path, 63)
+    consolidate(str(tmp_path))
+    all_are_there(tmp_path, numbers, 630)  # not worth it yet
+    numbers = written(tmp_path, 2, 63)
+    consolidate(str(tmp_path))
+    all_are_there(tmp_path, numbers, 0)
+    numbers = written(tmp_path, 5, 65)
+    all_are_there(tmp_path, numbers, 50)
+    for first in (70, 135, 200):
+        numbers = written(tmp_path, 65, first)
+        consolidate(str(tmp_path))
+        all_are_there(tmp_path, numbers, 0)
+    assert len(list(tmp_path.glob("merged-*.npy"))) == 2 and not list(tmp_path.glob("*.tmp"))
+    with AnswerStore(str(tmp_path)) as store:  # what is stored stays the first
+        store.put(key(5), "another")
+        assert store.get(key(5)) == 5 and store._writer < 0
+
+
+def test_one_index_leaves_out_what_is_being_written_and_what_was_torn(tmp_path: Path) -> None:
+    numbers = written(tmp_path, 66)
+    torn = sorted(tmp_path.glob("*.log"))[3]
+    torn.with_suffix(".idx").unlink()  # its writer was killed
+    with open(torn, "ab") as file:
+        file.write(b"\x07\x00")
+    with AnswerStore(str(tmp_path)) as writing:
+        writing.put(key(10**6), "x")
+        consolidate(str(tmp_path))
+        assert not list(tmp_path.glob("merged*"))
+    consolidate(str(tmp_path))
+    with AnswerStore(str(tmp_path)) as store:
+        assert [store.get(key(n)) for n in numbers] == [*numbers] and store.get(key(10**6)) == "x"
+        assert [one.file for one in store.torn] == [torn.name] and len(store._new) == 10
+
+
+def test_one_index_is_not_believed_against_the_logs(tmp_path: Path) -> None:
+    numbers = written(tmp_path, 65)
+    consolidate(str(tmp_path))
+    assert remove(str(tmp_path), lambda value: value == 7) == 1
+    with AnswerStore(str(tmp_path)) as store:
+        assert store.get(key(7)) is None and store.get(key(8)) == 8 and len(store) == 649
+    consolidate(str(tmp_path))
+    (table,) = tmp_path.glob("merged-*.npy")
+    for broken in (lambda: os.truncate(table, 64), table.unlink):
+        broken()
+        with AnswerStore(str(tmp_path)) as store:
+            assert [store.get(key(n)) for n in numbers if n != 7] == [n for n in numbers if n != 7]
+    consolidate(str(tmp_path))
+    next(tmp_path.glob("*.log")).unlink()  # taken away by hand
+    with AnswerStore(str(tmp_path)) as store:
+        assert len(store) in (639, 640)
 
 
 def test_what_others_store_costs_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
