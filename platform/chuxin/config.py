@@ -100,7 +100,7 @@ def validate(cls: type[T], raw: Mapping[str, Any], where: Callable[[tuple], str]
             hint = f"Did you mean `{near[0]}`" if near else f"Known keys: {', '.join(_fields_at(cls, loc[:-1]))}"
             raise InputError(where(loc), f"unknown key `{key}`", hint) from error
         said = first["msg"].removeprefix("Value error, ")
-        problem = f"{f'`{key}`: ' if key else ''}{said[0].lower()}{said[1:]}"
+        problem = f"{f'`{key}`: ' if key else ''}{said[:1].lower()}{said[1:]}"
         raise InputError(where(loc), problem, "See the field's text in --help") from error
 
 

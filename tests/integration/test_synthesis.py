@@ -28,6 +28,7 @@ import quantized  # noqa: E402  (beside this file)
 import random_llm  # noqa: E402  (beside the unit tests)
 import served  # noqa: E402
 from driver import kill_when  # noqa: E402  (beside this file)
+from ray.util import placement_group_table
 from scripted import ScriptedLLM, played  # noqa: E402
 
 import chuxin.synthesis.llm as llm_module
@@ -330,11 +331,20 @@ def test_quantized_checkpoints_are_served(layout: str, tmp_path: Path) -> None:
 
 def test_engines_without_room_are_refused(model: str) -> None:
     """Ray would wait for ever for what no node has."""
+    def standing() -> int:
+        return sum(place["state"] != "REMOVED" for place in placement_group_table().values())
+
+    before = standing()
     for execution in (LLMExecution(engines=3), LLMExecution(cpus_per_engine=3), LLMExecution(gpus_per_engine=1)):
         with pytest.raises(InputError, match="llm.execution: .* each, and the cluster has room for [02]"):
             LLMPool(model, llm(model), execution)
-    with pytest.raises(InputError, match="1 of 1 engines did not start within 0.1 s"):
-        LLMPool(model, llm(model), LLMExecution(start_timeout=0.1))
+    for execution, problem in ((LLMExecution(start_timeout=0.1), "1 of 1 engines did not start within 0.1 s"),
+                               (LLMExecution(cpus_per_engine=0), "an engine must reserve a CPU or a GPU")):
+        with pytest.raises(InputError, match=problem):
+            LLMPool(model, llm(model), execution)
+    with pytest.raises(ValueError):  # Ray counts in ten-thousandths
+        LLMPool(model, llm(model), LLMExecution(cpus_per_engine=0.00001))
+    assert standing() == before
 
 
 RECIPE = """

@@ -138,8 +138,8 @@ class LLMExecution:
             raise ValueError("engines, tensor_parallel, max_num_seqs, concurrency and max_crashes must be at least 1")
         if self.gpus_per_engine and self.gpus_per_engine < self.tensor_parallel:
             raise ValueError("gpus_per_engine must be at least tensor_parallel")
-        if not self.reserves():
-            raise ValueError("an engine must reserve a CPU or a GPU: set cpus_per_engine")
+        if self.gpus_per_engine > 1 and self.gpus_per_engine % 1:
+            raise ValueError("gpus_per_engine beyond 1 must be whole: Ray gives parts of one GPU only")
 
     def reserves(self) -> dict[str, float]:
         """Returns what an engine reserves, by Ray's names."""

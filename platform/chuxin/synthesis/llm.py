@@ -353,8 +353,9 @@ def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) 
         InputError: They do not fit.
     """
     each = execution.reserves()
-    room = sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in each.items()), default=execution.engines)
-               for node in nodes)  # fmt: skip
+    if not each:
+        raise InputError("llm.execution", "an engine must reserve a CPU or a GPU", "Set cpus_per_engine")
+    room = sum(min(int(node.get(name, 0) / number + 1e-6) for name, number in each.items()) for node in nodes)
     if room < execution.engines:
         takes = " and ".join(f"{number:g} {name}s" for name, number in each.items())
         raise InputError("llm.execution", f"{execution.engines} engines of {takes} each, and the cluster has room for "
@@ -447,8 +448,9 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[
     if importlib.util.find_spec("vllm") is None:
         raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
     require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
-    engines = [_placed(path, config, execution) for _ in range(execution.engines)]
+    engines: list[Any] = []
     try:
+        engines += (_placed(path, config, execution) for _ in range(execution.engines))
         return engines, _wait(engines, execution.start_timeout)
     except BaseException as error:
         _end(engines)
@@ -458,10 +460,14 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[
 def _placed(path: str, config: LLMConfig, execution: LLMExecution) -> Any:
     """Returns the actor of an engine, in a place of its own."""
     place = placement_group([execution.reserves()])
-    engine = ray.remote(Engine).options(
-        num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
-        max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(place, 0),
-    ).remote(path, config, execution)  # fmt: skip
+    try:
+        engine = ray.remote(Engine).options(
+            num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
+            max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(place, 0),
+        ).remote(path, config, execution)  # fmt: skip
+    except ValueError:  # a number that Ray does not take
+        remove_placement_group(place)
+        raise
     _places[engine] = place
     return engine
 

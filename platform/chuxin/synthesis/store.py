@@ -14,8 +14,10 @@ writes. Leaves out: what an answer holds (calls.py).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import glob
 import os
 import re
 import struct
@@ -71,7 +73,6 @@ class AnswerStore:
         self._files: list[Path] = []
         self._numbers: dict[str, int] = {}
         self._read_to: dict[str, int] = {}
-        self._closed: set[str] = set()
         self._keys, self._places = np.zeros(0, np.int64), np.zeros(0, np.int64)
         self._new: dict[int, list[int]] = {}
         self._handles: OrderedDict[int, int] = OrderedDict()
@@ -84,9 +85,9 @@ class AnswerStore:
             raise InputError(directory, f"the answer store cannot be made ({error.strerror})",
                              "Give execution.answers a local directory that can be written") from error
         logs, self._merged = merged.read(self.directory)
-        self._closed.update(logs)
         for name in logs:
             self._number(name)
+        self._read_to |= logs
         self._refresh()
 
     def __len__(self) -> int:
@@ -221,8 +222,7 @@ class AnswerStore:
         """Takes in what other processes have stored since."""
         keys, places = [], []
         self.torn = []
-        names = {name for name in os.listdir(self.directory) if name.endswith(".log")}
-        for path in (self.directory / name for name in sorted(names - self._closed)):
+        for path in sorted(self.directory.glob("*.log")):
             number, size = self._number(path.name), path.stat().st_size
             start = self._read_to.get(path.name, 0)
             own = self._writer >= 0 and number == self._writer_number
@@ -238,7 +238,6 @@ class AnswerStore:
                 found = records[:, 0], records[:, 1]
             else:
                 self._read_to[path.name] = size
-                self._closed.add(path.name)
             keys.append(found[0])
             places.append(found[1] | number << _OFFSET_BITS)
         if keys:
@@ -262,39 +261,40 @@ class AnswerStore:
 def consolidate(directory: str) -> None:
     """Writes one index over the logs, if many have been closed since, or left by processes that were killed.
 
-    Nothing is done where a run writes, and on a file system without locks, which cannot tell. A log with a torn tail
-    stays out, so that it is told of.
+    It only saves memory and time: nothing is done where a run writes, on a file system without locks, which cannot
+    tell, or on a full disk. A log with a torn tail stays out, so that it is told of.
 
     Args:
         directory: The store's; one that does not exist holds nothing.
     """
-    place = Path(directory)
-    logs, table = merged.read(place) if place.is_dir() else ([], np.zeros((2, 0), np.int64))
-    fresh = sorted({path.name for path in place.glob("*.log")} - {*logs})
+    with contextlib.suppress(OSError, InputError):
+        if len(glob.glob("*.log", root_dir=directory)) >= _MANY:
+            lock = _locked(Path(directory), fcntl.LOCK_EX | fcntl.LOCK_NB, must=True)
+            try:
+                _consolidate(Path(directory))
+            finally:
+                os.close(lock)
+
+
+def _consolidate(directory: Path) -> None:
+    logs, table = merged.read(directory)
+    fresh = sorted({path.name for path in directory.glob("*.log")} - logs.keys())
     if len(fresh) < _MANY:
         return
-    try:
-        lock = _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB, must=True)
-    except (InputError, OSError):  # it only saves memory and time
-        return
-    try:
-        keys, places, covered = [table[0]], [table[1]], len(logs)
-        for name in fresh:
-            path = place / name
-            size = path.stat().st_size
-            found = _read_index(path, size)
-            if found is None:
-                records = np.array(list(_scan(path, 0)), np.int64).reshape(-1, 3)
-                if (int(records[-1, 2]) if len(records) else 0) < size:
-                    continue
-                found = records[:, 0], records[:, 1]
-            keys.append(found[0])
-            places.append(found[1] | len(logs) << _OFFSET_BITS)
-            logs.append(name)
-        if len(logs) > covered:
-            merged.write(place, logs, np.concatenate(keys), np.concatenate(places))
-    finally:
-        os.close(lock)
+    keys, places, covered = [table[0]], [table[1]], len(logs)
+    for path in (directory / name for name in fresh):
+        size = path.stat().st_size
+        found = _read_index(path, size)
+        if found is None:
+            records = np.array(list(_scan(path, 0)), np.int64).reshape(-1, 3)
+            if (int(records[-1, 2]) if len(records) else 0) < size:
+                continue
+            found = records[:, 0], records[:, 1]
+        keys.append(found[0])
+        places.append(found[1] | len(logs) << _OFFSET_BITS)
+        logs[path.name] = size
+    if len(logs) > covered:
+        merged.write(directory, logs, np.concatenate(keys), np.concatenate(places))
 
 
 def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
@@ -315,8 +315,7 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
     """
     if not os.path.isdir(directory):
         return 0
-    logs = sorted(path for path in Path(directory).glob("*.log") if _LOG.fullmatch(path.name))
-    if not logs:  # it may be anything by now
+    if not _logs(directory):  # it may be anything by now
         return 0
     try:
         lock = _locked(Path(directory), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -325,9 +324,13 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
                          "Run again as a user that may write here") from error
     try:
         merged.forget(Path(directory))
-        return sum(_without(path, unwanted) for path in logs)
+        return sum(_without(path, unwanted) for path in _logs(directory))  # those of a run just ended too
     finally:
         os.close(lock)
+
+
+def _logs(directory: str) -> list[Path]:
+    return sorted(path for path in Path(directory).glob("*.log") if _LOG.fullmatch(path.name))
 
 
 def _locked(directory: Path, how: int, must: bool = False) -> int:

@@ -264,6 +264,71 @@ def test_one_index_leaves_out_what_is_being_written_and_what_was_torn(tmp_path: 
         assert [one.file for one in store.torn] == [torn.name] and len(store._new) == 10
 
 
+def test_a_log_that_grows_behind_its_index_is_read_to_its_end(tmp_path: Path) -> None:
+    """No lock keeps it from that where locks hold on one node only, or in a copy of a store that was in use."""
+    numbers = written(tmp_path, 65)
+    consolidate(str(tmp_path))
+    with AnswerStore(str(tmp_path)) as store:
+        store.put(key(700), 700)
+        (log,) = {path for path in tmp_path.glob("*.log") if not path.with_suffix(".idx").exists()}
+    grown = sorted(tmp_path.glob("*.log"))[0]
+    with open(grown, "ab") as file:
+        file.write(log.read_bytes())
+    log.unlink()
+    with AnswerStore(str(tmp_path)) as store:
+        assert [store.get(key(n)) for n in (*numbers, 700)] == [*numbers, 700]
+
+
+def test_one_index_waits_for_a_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it knew of the logs before it had the lock is not so any more."""
+    import chuxin.synthesis.store as module
+
+    written(tmp_path, 65)
+    consolidate(str(tmp_path))
+    numbers, locked = written(tmp_path, 65, 65), module._locked
+
+    def late(directory: Path, how: int, must: bool = False) -> int:
+        if must:
+            remove(str(tmp_path), lambda value: value % 10 == 0)
+        return locked(directory, how, must)
+
+    monkeypatch.setattr(module, "_locked", late)
+    consolidate(str(tmp_path))
+    with AnswerStore(str(tmp_path)) as store:
+        assert [n for n in numbers if store.get(key(n)) is not None] == [n for n in numbers if n % 10]
+
+
+def test_a_removal_sees_what_was_closed_while_it_waited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import chuxin.synthesis.store as module
+
+    written(tmp_path, 1)
+    locked = module._locked
+
+    def late(directory: Path, how: int, must: bool = False) -> int:
+        if how & module.fcntl.LOCK_EX:
+            written(tmp_path, 1, 1)
+        return locked(directory, how, must)
+
+    monkeypatch.setattr(module, "_locked", late)
+    assert remove(str(tmp_path), lambda value: value in (3, 13)) == 2
+
+
+def test_one_index_is_only_worth_what_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk ends no stage whose answers are all there, and leaves nothing behind."""
+    numbers = written(tmp_path, 65)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    consolidate(str(tmp_path))
+    monkeypatch.undo()
+    all_are_there(tmp_path, numbers, 650)
+    consolidate(str(tmp_path))
+    all_are_there(tmp_path, numbers, 0)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_one_index_is_not_believed_against_the_logs(tmp_path: Path) -> None:
     numbers = written(tmp_path, 65)
     consolidate(str(tmp_path))
@@ -272,7 +337,7 @@ def test_one_index_is_not_believed_against_the_logs(tmp_path: Path) -> None:
         assert store.get(key(7)) is None and store.get(key(8)) == 8 and len(store) == 649
     consolidate(str(tmp_path))
     (table,) = tmp_path.glob("merged-*.npy")
-    for broken in (lambda: os.truncate(table, 64), table.unlink):
+    for broken in (lambda: os.truncate(table, 64), lambda: os.truncate(table, 0), table.unlink):
         broken()
         with AnswerStore(str(tmp_path)) as store:
             assert [store.get(key(n)) for n in numbers if n != 7] == [n for n in numbers if n != 7]
