@@ -5,10 +5,9 @@ A world's YAML file (jobs/configs/WORLD/recipe.yaml) loads as `RecipeConfig`; a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
+from chuxin.config import refs
 from chuxin.corpus.config import CurateConfig, IngestConfig
 from chuxin.errors import InputError
 from chuxin.evaluation.config import EvaluateConfig
@@ -121,14 +120,8 @@ def require_models_of_own(recipe: RecipeConfig) -> None:
         InputError: A section names one.
     """
     for name in recipe.sections() if recipe.sample is None else ():
-        for ref in _sample_models(asdict(getattr(recipe, name))):
-            raise InputError(f"{name}: {ref}", "this model knows the sample world only, and that is not made here",
-                             "Give a model of your own (jobs/README.md, Queries by an LLM), or leave the section out")
-
-
-def _sample_models(value: Any) -> Iterator[str]:
-    """Yields the models trained on the sample world that a section names."""
-    if isinstance(value, str) and value.startswith(f"{PACKAGE}sample/"):
-        yield value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ():
-        yield from _sample_models(part)
+        for ref, _ in refs(getattr(recipe, name)):
+            if ref.startswith(f"{PACKAGE}sample/"):
+                raise InputError(f"{name}: {ref}", "this model knows the sample world only, and that is not made here",
+                                 "Give a model of your own (jobs/README.md, Queries by an LLM), or leave the section "
+                                 "out")

@@ -450,14 +450,14 @@ def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[
     require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
     engines: list[Any] = []
     try:
-        engines += (_placed(path, config, execution) for _ in range(execution.engines))
+        engines += (_place_engine(path, config, execution) for _ in range(execution.engines))
         return engines, _wait(engines, execution.start_timeout)
     except BaseException as error:
         _end(engines)
         raise find_input_error(error) or error from error
 
 
-def _placed(path: str, config: LLMConfig, execution: LLMExecution) -> Any:
+def _place_engine(path: str, config: LLMConfig, execution: LLMExecution) -> Any:
     """Returns the actor of an engine, in a place of its own."""
     place = placement_group([execution.reserves()])
     try:

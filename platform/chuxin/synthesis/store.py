@@ -7,9 +7,9 @@ A record is a frame: length (uint32), XXH3-64 of the payload (uint64), payload =
 once `put` returns, as far as killed processes go, and after `sync` against a power failure too. A tail that a kill
 tore is skipped and told of; it was never acknowledged. Records are never moved or rewritten, so writers in any number
 of processes need no lock. In memory a record costs 16 bytes: 63 bits of its key, and file number and offset in one
-int64; the whole key is compared when it is read. Those of logs that one index covers (merged.py) cost none. Writers
-share a lock on the directory's file `lock`, so that answers are removed, and the one index is written, only where none
-writes. Leaves out: what an answer holds (calls.py).
+int64; the whole key is compared when it is read. Those of logs that the store's own index covers (store_index.py) cost
+none. Writers share a lock on the directory's file `lock`, so that answers are removed, and that index is written, only
+where none writes. Leaves out: what an answer holds (calls.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import orjson
 import xxhash
 
 from chuxin.errors import InputError
-from chuxin.synthesis import merged
+from chuxin.synthesis import store_index
 
 _FRAME = struct.Struct("<IQ")
 _KEY_BYTES = 16
@@ -45,7 +45,7 @@ _SYNC_SECONDS = 1.0
 _OPEN_FILES = 64
 _LOCK = "lock"
 _MANY = 64
-"""Closed logs beyond the one index from which on it is written anew."""
+"""Logs beyond the store's index from which on it is written anew: a stage of 48 partitions leaves as many logs."""
 _LOG = re.compile(r"\d+-\d+-[0-9a-f]{8}\.log")
 
 
@@ -84,14 +84,14 @@ class AnswerStore:
         except OSError as error:
             raise InputError(directory, f"the answer store cannot be made ({error.strerror})",
                              "Give execution.answers a local directory that can be written") from error
-        logs, self._merged = merged.read(self.directory)
+        logs, self._indexed = store_index.read(self.directory)
         for name in logs:
             self._number(name)
         self._read_to |= logs
         self._refresh()
 
     def __len__(self) -> int:
-        return self._merged.shape[1] + len(self._keys) + sum(map(len, self._new.values()))
+        return self._indexed.shape[1] + len(self._keys) + sum(map(len, self._new.values()))
 
     def get(self, key: bytes) -> Any | None:
         """Returns the value stored under a key of 16 bytes, by this or any other process, or None."""
@@ -195,7 +195,7 @@ class AnswerStore:
     def _find(self, key: bytes) -> Any | None:
         short = _short(key)
         found = [*self._new.get(short, ())]
-        for keys, places in ((self._keys, self._places), self._merged):
+        for keys, places in ((self._keys, self._places), self._indexed):
             first, last = np.searchsorted(keys, [short, short + 1])
             found[:0] = places[first:last].tolist()
         for place in found:
@@ -228,18 +228,12 @@ class AnswerStore:
             own = self._writer >= 0 and number == self._writer_number
             if own or size <= start:
                 continue
-            found = _read_index(path, size) if not start else None
-            if found is None:
-                records = np.array(list(_scan(path, start)), np.int64).reshape(-1, 3)
-                end = int(records[-1, 2]) if len(records) else start
-                if end < size:
-                    self.torn.append(Torn(path.name, end, size - end))
-                self._read_to[path.name] = end
-                found = records[:, 0], records[:, 1]
-            else:
-                self._read_to[path.name] = size
-            keys.append(found[0])
-            places.append(found[1] | number << _OFFSET_BITS)
+            found, offsets, end = _records(path, start, size)
+            if end < size:
+                self.torn.append(Torn(path.name, end, size - end))
+            self._read_to[path.name] = end
+            keys.append(found)
+            places.append(offsets | number << _OFFSET_BITS)
         if keys:
             self._take(np.concatenate(keys), np.concatenate(places))
         self._refreshed = time.monotonic()
@@ -277,24 +271,20 @@ def consolidate(directory: str) -> None:
 
 
 def _consolidate(directory: Path) -> None:
-    logs, table = merged.read(directory)
+    logs, table = store_index.read(directory)
     fresh = sorted({path.name for path in directory.glob("*.log")} - logs.keys())
     if len(fresh) < _MANY:
         return
     keys, places, covered = [table[0]], [table[1]], len(logs)
     for path in (directory / name for name in fresh):
         size = path.stat().st_size
-        found = _read_index(path, size)
-        if found is None:
-            records = np.array(list(_scan(path, 0)), np.int64).reshape(-1, 3)
-            if (int(records[-1, 2]) if len(records) else 0) < size:
-                continue
-            found = records[:, 0], records[:, 1]
-        keys.append(found[0])
-        places.append(found[1] | len(logs) << _OFFSET_BITS)
-        logs[path.name] = size
+        found, offsets, end = _records(path, 0, size)
+        if end == size:
+            keys.append(found)
+            places.append(offsets | len(logs) << _OFFSET_BITS)
+            logs[path.name] = size
     if len(logs) > covered:
-        merged.write(directory, logs, np.concatenate(keys), np.concatenate(places))
+        store_index.write(directory, logs, np.concatenate(keys), np.concatenate(places))
 
 
 def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
@@ -323,7 +313,7 @@ def remove(directory: str, unwanted: Callable[[Any], bool]) -> int:
         raise InputError(directory, "answers stand here that cannot be removed (permission denied)",
                          "Run again as a user that may write here") from error
     try:
-        merged.forget(Path(directory))
+        store_index.forget(Path(directory))
         return sum(_without(path, unwanted) for path in _logs(directory))  # those of a run just ended too
     finally:
         os.close(lock)
@@ -397,6 +387,18 @@ def _scan(path: Path, start: int) -> Iterator[tuple[int, int, int]]:
             end = offset + _FRAME.size + length
             yield _short(payload), offset, end
             offset = end
+
+
+def _records(path: Path, start: int, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Keys and offsets (int64 [records] each) of a file from `start` on, by its index where it has one, and their end.
+
+    The end is less than `size` where a kill tore the tail.
+    """
+    closed = _read_index(path, size) if not start else None
+    if closed is not None:
+        return *closed, size
+    records = np.array(list(_scan(path, start)), np.int64).reshape(-1, 3)
+    return records[:, 0], records[:, 1], int(records[-1, 2]) if len(records) else start
 
 
 def _read_index(path: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:

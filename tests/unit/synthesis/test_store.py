@@ -242,7 +242,7 @@ def test_many_closed_logs_are_found_by_one_index_that_no_process_holds(tmp_path:
         numbers = written(tmp_path, 65, first)
         consolidate(str(tmp_path))
         all_are_there(tmp_path, numbers, 0)
-    assert len(list(tmp_path.glob("merged-*.npy"))) == 2 and not list(tmp_path.glob("*.tmp"))
+    assert len(list(tmp_path.glob("index-*.npy"))) == 2 and not list(tmp_path.glob("*.tmp"))
     with AnswerStore(str(tmp_path)) as store:  # what is stored stays the first
         store.put(key(5), "another")
         assert store.get(key(5)) == 5 and store._writer < 0
@@ -257,7 +257,7 @@ def test_one_index_leaves_out_what_is_being_written_and_what_was_torn(tmp_path: 
     with AnswerStore(str(tmp_path)) as writing:
         writing.put(key(10**6), "x")
         consolidate(str(tmp_path))
-        assert not list(tmp_path.glob("merged*"))
+        assert not list(tmp_path.glob("index*"))
     consolidate(str(tmp_path))
     with AnswerStore(str(tmp_path)) as store:
         assert [store.get(key(n)) for n in numbers] == [*numbers] and store.get(key(10**6)) == "x"
@@ -336,7 +336,7 @@ def test_one_index_is_not_believed_against_the_logs(tmp_path: Path) -> None:
     with AnswerStore(str(tmp_path)) as store:
         assert store.get(key(7)) is None and store.get(key(8)) == 8 and len(store) == 649
     consolidate(str(tmp_path))
-    (table,) = tmp_path.glob("merged-*.npy")
+    (table,) = tmp_path.glob("index-*.npy")
     for broken in (lambda: os.truncate(table, 64), lambda: os.truncate(table, 0), table.unlink):
         broken()
         with AnswerStore(str(tmp_path)) as store:

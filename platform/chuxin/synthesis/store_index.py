@@ -1,7 +1,7 @@
 """One index over the closed logs of an answer store, mapped into memory: a partition opens 10^7 answers in no time.
 
-    answers/merged.json            the logs that it covers, with their sizes then, and the name of its table
-    answers/merged-9f3a0c12.npy    int64 [2, answers]: 63 bits of each key, ascending, and its place
+    answers/index.json            the logs that it covers, with their sizes then, and the name of its table
+    answers/index-9f3a0c12.npy    int64 [2, answers]: 63 bits of each key, ascending, and its place
 
 Without it every partition's process holds 16 bytes an answer, and several times that while it reads them: of 20 million
 answers in 8,000 logs 1.6 GB and 4.8 s, with it 0.04 GB and 0.2 s. Pages of a mapped file are the node's, not a
@@ -10,6 +10,7 @@ process's. Leaves out: the logs (store.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -20,28 +21,25 @@ import numpy as np
 
 from chuxin.artifacts import write_json
 
-_NAME = "merged.json"
-_TABLES = "merged-*.npy"
+_NAME = "index.json"
+_TABLES = "index-*.npy"
 _KEPT = 2
 """Tables that stay: the newest, and the one before it, which a store may just be reading on another node."""
 
 
 def read(directory: Path) -> tuple[dict[str, int], np.ndarray]:
-    """Returns the logs covered, each with the bytes of it that are, and the table; nothing where there is none.
+    """Returns the logs covered, each with the bytes of it that are, and the table, int64 [2, answers], mapped.
 
-    Nor where a log is gone or shorter now: the logs have it all. One that has grown, which no lock keeps from happening
-    on every file system, is covered as far as it was.
+    Nothing where there is none, or where a log is gone or shorter now: the logs have it all. One that has grown, which
+    no lock keeps from happening on every file system, is covered as far as it was.
     """
-    none: dict[str, int] = {}
-    try:
+    with contextlib.suppress(OSError, ValueError, EOFError):  # none, just replaced by a newer one, or damaged
         noted = json.loads((directory / _NAME).read_bytes())
         table = np.load(directory / noted["table"], mmap_mode="r")
         logs = dict(noted["logs"])
         if all((directory / name).stat().st_size >= size for name, size in logs.items()):
             return logs, table
-    except (OSError, ValueError, EOFError):  # there is none, a newer one has just replaced it, or it is damaged
-        return none, np.zeros((2, 0), np.int64)
-    return none, np.zeros((2, 0), np.int64)
+    return {}, np.zeros((2, 0), np.int64)
 
 
 def write(directory: Path, logs: Mapping[str, int], keys: np.ndarray, places: np.ndarray) -> None:
@@ -55,7 +53,7 @@ def write(directory: Path, logs: Mapping[str, int], keys: np.ndarray, places: np
     """
     _sweep(directory)
     order = np.argsort(keys, kind="stable")
-    table = directory / f"merged-{uuid.uuid4().hex[:8]}.npy"
+    table = directory / f"index-{uuid.uuid4().hex[:8]}.npy"
     with open(table.with_suffix(".tmp"), "wb") as file:
         np.save(file, np.stack([keys[order], places[order]]))
         file.flush()
@@ -76,5 +74,5 @@ def forget(directory: Path) -> None:
 
 def _sweep(directory: Path) -> None:
     """Removes what a killed or failed writing of the index left."""
-    for left in directory.glob("merged*.tmp"):
+    for left in directory.glob("index*.tmp"):
         left.unlink(missing_ok=True)
