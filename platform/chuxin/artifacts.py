@@ -14,7 +14,6 @@ stores a move is a copy and a delete. Leaves out: what is computed (the stages) 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import posixpath
 import shutil
@@ -26,110 +25,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from chuxin.errors import InputError, find_input_error
+from chuxin.files import fetched, filesystem, is_local, open_parquet, read_json, write_json
 
 if TYPE_CHECKING:
     from chuxin.runner import Context
 
 ROWS_A_GROUP = 8192
 _MASK_64 = (1 << 64) - 1
-
-
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Returns the file system of a path or URI and the path on it."""
-    try:
-        fs, path = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        raise InputError(uri, str(error).splitlines()[0].rstrip("."), "Install that package in .venv") from error
-    except ValueError as error:
-        problem = str(error).lower().rstrip(".")
-        raise InputError(uri, problem, "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
-    return fs, path.rstrip("/")
-
-
-def is_local(uri: str) -> bool:
-    """True for paths and file:// URIs."""
-    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
-
-
-def write_json(uri: str, value: Any) -> None:
-    """Writes a JSON file as `write_bytes` does."""
-    write_bytes(uri, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True).encode())
-
-
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file so that it is either whole or as it was, whatever is killed or loses its power.
-
-    One that stands keeps its mode, and a link still leads to the same file.
-    """
-    fs, path = filesystem(uri)
-    if not is_local(uri):
-        fs.pipe_file(path, data)  # object stores put atomically
-        return
-    path = os.path.realpath(path)
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if os.path.exists(path):
-        shutil.copymode(path, temporary)
-    os.replace(temporary, path)
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(held)  # the file's name too
-    finally:
-        os.close(held)
-
-
-def read_json(uri: str) -> Any | None:
-    """Returns a JSON file's value, or None where there is no such file."""
-    fs, path = filesystem(uri)
-    try:
-        return json.loads(fs.cat_file(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def open_parquet(uri: str) -> pq.ParquetFile:
-    """Opens a part; row groups can then be read one by one."""
-    fs, path = filesystem(uri)
-    return pq.ParquetFile(path if is_local(uri) else fs.open(path, "rb"))
-
-
-def fetched(uri: str) -> str:
-    """Returns the local path of a committed file or directory; from an object store it is copied once a machine.
-
-    What is committed never changes and its attempt's name is its own, so the copy is good for every later process; it
-    appears whole or not at all, however many processes ask for it at once.
-    """
-    fs, path = filesystem(uri)
-    if is_local(uri):
-        return path
-    target = os.path.join(tempfile.gettempdir(), f"chuxin-{xxhash.xxh3_64_hexdigest(uri.encode())}")
-    name = posixpath.basename(path)
-    if not os.path.isdir(target):
-        making = tempfile.mkdtemp(prefix="chuxin-fetching-")
-        try:
-            if fs.isdir(path):
-                fs.get(f"{path}/", f"{making}/{name}/", recursive=True)
-            else:
-                fs.get_file(path, f"{making}/{name}")
-            os.rename(making, target)
-        except OSError:
-            if not os.path.isdir(target):  # else another process was first
-                raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return os.path.join(target, name)
 
 
 class Attempt:
@@ -287,7 +194,7 @@ class Draft:
 
     def map(
         self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None, num_gpus: float = 0,
+        memory: int | None = None, num_gpus: float = 0, actors: bool = False,
     ) -> None:
         """Computes every partition that is not committed yet, each as one Ray Data task named `name`.
 
@@ -298,6 +205,8 @@ class Draft:
             num_cpus: Of a task.
             memory: Bytes that a task reserves, or None.
             num_gpus: Of a task; it sees those alone.
+            actors: Tasks run in Ray actors, as many as the cluster holds, which take partitions about in the order of
+                `work`. Each has an `fn` of its own, and finds in it what it put there for an earlier partition.
 
         Raises:
             InputError: Whatever the first failing task raised of that kind, or no node has so many GPUs.
@@ -313,15 +222,11 @@ class Draft:
         missing = [key for key in work if key not in done]
         if not missing:
             return
-        uri = self.uri
-
-        def task(row: dict[str, Any]) -> dict[str, Any]:
-            return _run_partition(uri, fn, row)
-
-        task.__name__ = task.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
         items = ray.data.from_items([{"key": k, "item": work[k]} for k in missing], override_num_blocks=len(missing))
         started, reported = time.time(), 0.0
-        made = items.map(task, num_cpus=num_cpus, num_gpus=num_gpus or None, memory=memory)
+        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(missing)) if actors else None
+        made = items.map(_task(self.uri, fn, name, actors), num_cpus=num_cpus, num_gpus=num_gpus or None,
+                         memory=memory, compute=pool)  # fmt: skip
         for count, row in enumerate(made.iter_rows(), 1):
             if row["error"]:
                 raise InputError(*row["error"])
@@ -396,14 +301,31 @@ def input_files(ctx: Context, ref: str, table: str) -> list[str]:
 
 def clear(artifact: Artifact) -> None:
     """Removes what only an unfinished artifact needs: attempts that lost, and the state."""
+    fs, root = filesystem(artifact.uri)
+    fs.invalidate_cache()
+    if fs.exists(f"{root}/state"):
+        fs.rm(f"{root}/state", recursive=True)
     if not is_local(artifact.uri):
         return  # an object store's lifecycle rule removes parts that no manifest names
-    root, kept = Path(filesystem(artifact.uri)[1]), {p["directory"] for p in artifact.partitions()}
-    for directory in (root / "parts").iterdir():
+    kept = {p["directory"] for p in artifact.partitions()}
+    for directory in Path(root, "parts").iterdir():
         if directory.name not in kept:
             shutil.rmtree(directory)
-    if (root / "state").exists():
-        shutil.rmtree(root / "state")
+
+
+def _task(uri: str, fn: Callable[[str, Any, Attempt], None], name: str, actors: bool) -> Any:
+    """What Ray Data maps over partitions: a function, or a class that its actors make one of each."""
+
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        return _run_partition(uri, fn, row)
+
+    class Task:
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            return task(row)
+
+    for made in (task, Task):
+        made.__name__ = made.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
+    return Task if actors else task
 
 
 def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from chuxin import lease, runner
-from chuxin.artifacts import Artifact, filesystem
+from chuxin.artifacts import Artifact
 from chuxin.config import load, override
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 from chuxin.recipe import STAGES, RecipeConfig, require_models_of_own
 from chuxin.runner import Bound
 from chuxin.synthesis.config import LLMExecution

@@ -17,10 +17,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NewType, TypeVar
 
-import fsspec
 import yaml
 
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 
 Ref = NewType("Ref", str)
 """An input: a stage's name, "stage:path/inside/it", or a local path, glob or URI."""
@@ -41,7 +41,7 @@ def load(cls: type[T], path: str) -> T:
         InputError: The file is missing, is not YAML, a key or value does not fit, or a variable is not set; names
             file and line.
     """
-    fs, place = fsspec.core.url_to_fs(path)
+    fs, place = filesystem(path)
     if not fs.isfile(place):
         raise InputError(path, "there is no such config file", "Give --config one of jobs/configs/*/recipe.yaml")
     try:

@@ -8,7 +8,7 @@ the recipe no longer knows those of before. Those of other workspaces that these
 named; they are removed there, and later, because from there nothing leads here. Leaves out: the raw files and ingest's
 copy of them, which are the user's to change; they are named. Unfinished stages too, which have no manifest to tell what
 they hold; they are named. And the copies of an object store's artifacts in the nodes' temporary directories
-(artifacts.fetched).
+(files.fetched).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import os
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from chuxin.artifacts import Artifact, filesystem, read_json, write_bytes, write_json
+from chuxin.artifacts import Artifact
 from chuxin.corpus.passages import FORGOTTEN
 from chuxin.corpus.pipeline import read_forgotten
 from chuxin.errors import InputError
+from chuxin.files import filesystem, read_json, write_bytes, write_json
 from chuxin.lineage import holds, inputs_of, rows_with
 from chuxin.synthesis.store import remove as remove_answers
 

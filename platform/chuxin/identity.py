@@ -15,8 +15,9 @@ from typing import NamedTuple
 import fsspec
 import xxhash
 
-from chuxin.artifacts import filesystem, open_artifact, read_json, write_json
+from chuxin.artifacts import open_artifact
 from chuxin.errors import InputError
+from chuxin.files import filesystem, read_json, write_json
 from chuxin.models.location import packaged
 
 

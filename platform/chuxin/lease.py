@@ -18,8 +18,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from chuxin.artifacts import filesystem, read_json, write_json
 from chuxin.errors import InputError
+from chuxin.files import filesystem, read_json, write_json
 
 BEAT_S = 5.0
 """Seconds between two rewrites of a note; what a kill can leave uncounted."""

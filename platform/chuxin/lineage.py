@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import Artifact, filesystem, is_local, open_artifact, open_parquet, read_json
+from chuxin.artifacts import Artifact, open_artifact
 from chuxin.errors import InputError
+from chuxin.files import filesystem, is_local, open_parquet, read_json
 
 HELD = ("positives", "negatives")
 """The columns of groups and candidates that hold passages."""

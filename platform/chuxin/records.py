@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 from chuxin.streams import BUFFER, open_stream
 
 Container = Literal["lines", "array", "parquet"]
@@ -82,7 +83,7 @@ def list_files(path: str, container: Container) -> list[tuple[str, str, int]]:
     Raises:
         InputError: There is nothing of that name, or no file of that kind.
     """
-    fs, root = fsspec.core.url_to_fs(path)
+    fs, root = filesystem(path)
     if fsspec.core.has_magic(root):
         found, base = fs.glob(root, detail=True), posixpath.dirname(root[: min(map(root.find, _magic(root)))])
     elif fs.isdir(root):

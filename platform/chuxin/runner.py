@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import xxhash
 import yaml
 
-from chuxin import artifacts, lease
+from chuxin import artifacts, files, lease
 from chuxin.artifacts import Artifact, Draft
 from chuxin.config import item_hint, refs, to_plain
 from chuxin.errors import InputError
@@ -60,7 +60,7 @@ class Bound(NamedTuple):
     @property
     def committed(self) -> bool:
         """True once the artifact's manifest is written."""
-        return artifacts.read_json(f"{self.uri}/manifest.json") is not None
+        return files.read_json(f"{self.uri}/manifest.json") is not None
 
 
 class Context:
@@ -140,7 +140,7 @@ def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artif
         return artifact
     inputs = {}
     for name, uri in bound.inputs.items():
-        if artifacts.read_json(f"{uri}/manifest.json") is None:
+        if files.read_json(f"{uri}/manifest.json") is None:
             remedy = f"Run it first: python jobs/recipe.py --config <this config> --to {name}"
             raise InputError(bound.stage.name, f"its input `{name}` is not committed at {uri}", remedy)
         inputs[name] = Artifact(uri)
@@ -182,7 +182,7 @@ def run_submitted(bound: Bound, recipe: Any, address: str) -> Artifact:
 
     resolved = yaml.safe_dump(to_plain(recipe), allow_unicode=True, sort_keys=False)
     config_path = f"{recipe.workspace}/recipe-{xxhash.xxh3_64_hexdigest(resolved.encode())}.yaml"
-    fs, path = artifacts.filesystem(config_path)
+    fs, path = files.filesystem(config_path)
     fs.makedirs(posixpath.dirname(path), exist_ok=True)
     fs.pipe_file(path, resolved.encode())
     client = JobSubmissionClient(address)

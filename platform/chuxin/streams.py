@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 
 BUFFER = 1 << 20
 """Bytes read at a time."""
@@ -26,7 +27,7 @@ def open_stream(path: str) -> Iterator[io.BufferedReader]:
     Raises:
         InputError: There is no such file.
     """
-    fs, name = fsspec.core.url_to_fs(path)
+    fs, name = filesystem(path)
     local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
     with contextlib.ExitStack() as stack:
         try:

@@ -27,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "platform"))
 
 from chuxin import runner, story  # noqa: E402
-from chuxin.artifacts import Artifact, open_parquet  # noqa: E402
+from chuxin.artifacts import Artifact  # noqa: E402
 from chuxin.commands import load_recipe  # noqa: E402
 from chuxin.config import ModelRef  # noqa: E402
 from chuxin.errors import InputError  # noqa: E402
+from chuxin.files import open_parquet  # noqa: E402
 from chuxin.recipe import STAGES, RecipeConfig  # noqa: E402
 
 

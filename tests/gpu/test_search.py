@@ -1,4 +1,4 @@
-"""Exact search on a CUDA device against brute force in NumPy.
+"""Exact search on a CUDA device against brute force in NumPy, its vectors mapped or resident there.
 
     PYTHONPATH=platform python3 -m pytest -c /dev/null tests/gpu
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from chuxin.search.exact import merge_top_k, top_k
+from chuxin.search.exact import merge_top_k, resident, top_k
 
 WIDTH, K = 256, 100
 
@@ -44,3 +44,12 @@ def test_ties_and_shards_are_the_cpu_s() -> None:
     for found in (whole, merged):
         np.testing.assert_array_equal(found[0], on_cpu[0])
         np.testing.assert_array_equal(found[1], on_cpu[1])
+
+
+def test_resident_vectors_give_the_same_bits(tmp_path: Path) -> None:
+    np.save(tmp_path / "dense.npy", vectors(50_001, 1).astype(np.float16))
+    mapped_PH, queries_QH = np.load(tmp_path / "dense.npy", mmap_mode="r"), vectors(300, 2)
+    (held_PH,) = resident([mapped_PH], "cuda")
+    assert isinstance(held_PH, torch.Tensor) and held_PH.is_cuda
+    for ours, theirs in zip(*(top_k(queries_QH, one, K, device="cuda") for one in (held_PH, mapped_PH)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -12,7 +12,7 @@ class HereDraft(Draft):
 
     def map(
         self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
-        memory: int | None = None, num_gpus: float = 0,
+        memory: int | None = None, num_gpus: float = 0, actors: bool = False,
     ) -> None:  # fmt: skip
         done = self.committed()
         self._expected |= set(work)

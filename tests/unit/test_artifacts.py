@@ -9,18 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from chuxin.artifacts import (
-    Artifact,
-    Attempt,
-    Draft,
-    add_checksums,
-    checksum,
-    clear,
-    filesystem,
-    input_files,
-    write_json,
-)
+from chuxin.artifacts import Artifact, Attempt, Draft, add_checksums, checksum, clear, input_files
 from chuxin.errors import InputError, find_input_error
+from chuxin.files import filesystem, write_json
 from chuxin.runner import Context
 
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import open_parquet
 from chuxin.benchmark_folder import Benchmark
 from chuxin.corpus.characters import code_points
 from chuxin.corpus.filters import window_hashes
+from chuxin.files import open_parquet
 from chuxin.ids import match_key, text_hash
 
 QUERY, GOLD, DISTRACTOR = "query", "gold", "distractor"

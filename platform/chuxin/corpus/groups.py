@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import checksum, open_parquet
+from chuxin.artifacts import checksum
 from chuxin.corpus.config import CurateConfig
 from chuxin.corpus.contents import contents_share
 from chuxin.corpus.decontaminate import DISTRACTOR, GOLD, QUERY, BenchmarkIndex, open_index
 from chuxin.corpus.dedup import duplicates
 from chuxin.corpus.normalize import normalize, normalize_line
 from chuxin.corpus.passages import FORGOTTEN, bucket_table, by_bucket, count_statuses, with_status
+from chuxin.files import open_parquet
 from chuxin.ids import hash63, text_hash
 from chuxin.pairs.rules import Passage, judge
 from chuxin.schema import GROUPS, KEEP

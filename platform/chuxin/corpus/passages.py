@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from chuxin.artifacts import add_bins, checksum, open_parquet
+from chuxin.artifacts import add_bins, checksum
 from chuxin.corpus.config import CurateConfig
 from chuxin.corpus.decontaminate import BenchmarkIndex, open_index
 from chuxin.corpus.dedup import duplicates
 from chuxin.corpus.filters import measure, status
 from chuxin.corpus.normalize import normalize, normalize_line
 from chuxin.corpus.split import split
+from chuxin.files import open_parquet
 from chuxin.ids import hash63, match_key, passage_id
 from chuxin.schema import KEEP, PASSAGES
 

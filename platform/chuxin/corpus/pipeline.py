@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chuxin import benchmark_folder, records
-from chuxin.artifacts import Artifact, Attempt, add_checksums, filesystem, open_parquet
+from chuxin.artifacts import Artifact, Attempt, add_checksums
 from chuxin.corpus.config import CurateConfig, IngestConfig
 from chuxin.corpus.decontaminate import BENCHMARK_TEXTS, benchmark_texts
 from chuxin.corpus.groups import map_groups, reduce_groups
@@ -22,6 +22,7 @@ from chuxin.corpus.ingestion import ingest_part, malformed_error
 from chuxin.corpus.normalize import normalize
 from chuxin.corpus.passages import bucket_table, map_documents, reduce_passages
 from chuxin.errors import InputError
+from chuxin.files import filesystem, open_parquet
 
 if TYPE_CHECKING:
     from chuxin.runner import Context

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from chuxin.artifacts import Attempt, Draft, open_parquet
+from chuxin.artifacts import Attempt, Draft
 from chuxin.benchmark_folder import Benchmark
 from chuxin.evaluation.config import BM25, EvaluateConfig
 from chuxin.evaluation.rankings import by_bm25, by_model, by_reranker
 from chuxin.evaluation.results import ALL, collect, task_results
 from chuxin.evaluation.tasks import load_task
+from chuxin.files import open_parquet
 from chuxin.runner import Context
 from chuxin.schema import EVAL
 from chuxin.search.metrics import METRICS, score

@@ -55,7 +55,7 @@ class MineConfig:
     query_block: int = 4096
     """Queries of a partition, at most by a row group's rest."""
     spans: int = 4
-    """Parts of the store that are searched side by side for one block of queries."""
+    """Parts of the store; a search actor holds one at a time, on a GPU in its memory as far as it has room."""
     execution: MineExecution = field(default_factory=MineExecution)
 
     def __post_init__(self) -> None:

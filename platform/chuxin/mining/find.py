@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from chuxin.mining.inputs import passages_of
 from chuxin.search.exact import merge_top_k, top_k
@@ -53,6 +54,14 @@ class Hits(NamedTuple):
     """float32, the dense score, whoever the miner is."""
 
 
+class Span(NamedTuple):
+    """Shards that are searched together."""
+
+    store: PassageStore
+    dense: Sequence[np.ndarray | torch.Tensor]
+    """float16 [P, H] of each shard: memory-mapped, or on the GPU that searches."""
+
+
 def given_passages(groups: pa.Table) -> Given:
     """Returns the passages that groups came with."""
     parts = []
@@ -64,17 +73,17 @@ def given_passages(groups: pa.Table) -> Given:
 
 
 def search_span(
-    store: PassageStore, queries: Queries, miners: Sequence[str], keep: int, block: int, device: str
+    span: Span, queries: Queries, miners: Sequence[str], keep: int, block: int, device: str
 ) -> dict[str, Hits]:
     """Searches the shards of a span for all queries of a block, by each miner.
 
     *Relations*: exact: the results of one search over all its passages; equal scores in the order of shards and rows.
     """
-    count = len(queries.dense_QH)
+    count, store = len(queries.dense_QH), span.store
     found = {miner: (np.empty((count, 0), np.float32), np.empty((count, 0), np.int64)) for miner in miners}
     first = 0
-    for shard in store.shards:
-        scores_QK, row_QK = top_k(queries.dense_QH, shard.dense_PH, keep, block, device)
+    for shard, dense_PH in zip(store.shards, span.dense, strict=True):
+        scores_QK, row_QK = top_k(queries.dense_QH, dense_PH, keep, block, device)
         found["dense"] = merge_top_k(found["dense"], (scores_QK, row_QK + first), keep)
         for miner in set(miners) - {"dense"}:
             for start, lists in shard.lists(miner):

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from chuxin.artifacts import Artifact, fetched, open_parquet
+from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
+from chuxin.files import fetched, open_parquet
 from chuxin.schema import KEEP
 from chuxin.search.store import PassageStore, shard_uris
 

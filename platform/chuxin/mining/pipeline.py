@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from chuxin.artifacts import Attempt, add_checksums, checksum, fetched, filesystem, input_files, open_parquet
+from chuxin.artifacts import Attempt, add_checksums, checksum, input_files
 from chuxin.encoding.pairs import PairScorer
 from chuxin.errors import InputError
+from chuxin.files import fetched, open_parquet
 from chuxin.mining.config import MineConfig, RerankConfig, SelectConfig
-from chuxin.mining.find import Hits, given_passages, given_scores, search_span
+from chuxin.mining.find import given_passages
 from chuxin.mining.inputs import (
     cut_row_groups,
     cut_rows,
@@ -31,8 +32,9 @@ from chuxin.mining.inputs import (
     store_of,
 )  # fmt: skip
 from chuxin.mining.join import join_miners, join_spans
-from chuxin.mining.queries import BLOCK, load_queries, read_block, save_queries
+from chuxin.mining.queries import BLOCK, read_block, save_queries
 from chuxin.mining.rerank import rerank_table, score_histograms
+from chuxin.mining.searcher import SpanSearcher, load_found
 from chuxin.mining.select import FILLED, count_selected, select_table
 from chuxin.mining.shards import build_corpus_shard, build_own_shard, find_owners
 from chuxin.runner import Context
@@ -40,8 +42,6 @@ from chuxin.schema import CANDIDATES, GROUPS
 from chuxin.search.store import SHARD_PREFIX
 
 SUMMARY = "summary"
-FOUND = "found.npz"
-"""What a block of queries finds in a span; gone once the candidates are committed."""
 OWNER_ROWS = 16_000_000
 """Passages whose owners are settled together: about 0.5 GB."""
 GROUP_ROWS = 200_000
@@ -72,15 +72,13 @@ def mine(ctx: Context, config: MineConfig) -> None:
     computing(work, encode, name=f"{ctx.name}: queries")
     done = ctx.draft.committed()
     queries = {key: f"{ctx.draft.uri}/parts/{done[f'queries-{key}']['directory']}" for key in blocks}
-    spans = [list(part) for part in np.array_split(list(shards.values()), min(config.spans, len(shards)))]
-    searches = {f"search-{key}-{i:03d}": {"queries": queries[key], "shards": list(map(str, span))}
-                for key in blocks for i, span in enumerate(spans)}  # fmt: skip
-    computing(searches, partial(_search, config, statistics), name=f"{ctx.name}: search")
-    done = ctx.draft.committed()
-    joins = {f"candidates-{key}": {
-        "queries": queries[key],
-        "spans": [f"{ctx.draft.uri}/parts/{done[f'search-{key}-{i:03d}']['directory']}" for i in range(len(spans))],
-    } for key in blocks}  # fmt: skip
+    spans = [part.tolist() for part in np.array_split(list(shards.values()), min(config.spans, len(shards)))]
+    found = {key: [f"{ctx.draft.state}/found-{key}-{i:03d}.npz" for i in range(len(spans))] for key in blocks}
+    # Span by span: an actor takes the partitions in their order, and opens a span once for all blocks.
+    searches = {f"search-{key}-{i:03d}": {"queries": queries[key], "shards": span, "found": found[key][i]}
+                for i, span in enumerate(spans) for key in blocks}  # fmt: skip
+    computing(searches, SpanSearcher(config, statistics), name=f"{ctx.name}: search", actors=True)
+    joins = {f"candidates-{key}": {"queries": queries[key], "found": found[key]} for key in blocks}
     run(joins, partial(_join, config), name=f"{ctx.name}: join")
     done = ctx.draft.committed()
     notes = [done[key]["tables"]["candidates"] for key in joins]
@@ -88,10 +86,6 @@ def mine(ctx: Context, config: MineConfig) -> None:
     taken = sum(n["rows"] for n in notes), add_checksums(n["id_sum"] for n in notes)
     if given != taken:
         raise RuntimeError(f"the groups read and written differ: {given} and {taken} (rows, sum of their ids)")
-    for key in searches:  # 24 bytes a hit, a span and a miner: more than the candidates, and nobody reads them now
-        fs, found = filesystem(f"{ctx.draft.uri}/parts/{done[key]['directory']}/{FOUND}")
-        if fs.exists(found):
-            fs.rm(found)
     passages = {"store_passages": statistics["passages"], "store_shards": len(shards)}
     lost = sum(number for key, part in done.items() if key.startswith("owners-") for number in part["facts"].values())
     with ctx.draft.attempt(SUMMARY) as attempt:
@@ -145,28 +139,11 @@ def _encode_queries(
     save_queries(attempt.directory, texts, config, model, open_store(shards), statistics["passages"])
 
 
-def _search(
-    config: MineConfig, statistics: Mapping[str, int], key: str, item: Mapping[str, Any], attempt: Attempt
-) -> None:
-    torch.set_num_threads(config.execution.threads)
-    store, directory = open_store(item["shards"]), fetched(item["queries"])
-    queries = load_queries(directory, config, statistics)
-    execution = config.execution
-    found = search_span(store, queries, config.miners, config.keep, execution.passage_block,
-                        "cuda" if execution.use_gpu else "cpu")  # fmt: skip
-    given = given_passages(read_block(directory))
-    arrays = {f"{miner}_{name}": array for miner, hits in found.items() for name, array in hits._asdict().items()}
-    np.savez(attempt.path(FOUND), given=given_scores(store, queries, given), **arrays)
-
-
 def _join(config: MineConfig, key: str, item: Mapping[str, Any], attempt: Attempt) -> None:
     groups = read_block(fetched(item["queries"]))
-    spans = [np.load(f"{fetched(span)}/{FOUND}") for span in item["spans"]]
-    hits = {
-        miner: join_spans([Hits(*(span[f"{miner}_{name}"] for name in Hits._fields)) for span in spans], config.keep)
-        for miner in config.miners
-    }
-    scores_G = np.fmax.reduce([span["given"] for span in spans])
+    spans, scores = zip(*(load_found(uri, config.miners) for uri in item["found"]), strict=True)
+    hits = {miner: join_spans([span[miner] for span in spans], config.keep) for miner in config.miners}
+    scores_G = np.fmax.reduce(scores)
     table = join_miners(groups, given_passages(groups), scores_G, hits)
     batches = (table.slice(start, ROWS_A_BATCH) for start in range(0, len(table), ROWS_A_BATCH))
     attempt.write("candidates", batches, CANDIDATES, "query_id")

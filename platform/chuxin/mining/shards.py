@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from chuxin.artifacts import Attempt, fetched, open_parquet
+from chuxin.artifacts import Attempt
 from chuxin.encoding.engine import Encoder
 from chuxin.errors import InputError
+from chuxin.files import fetched, open_parquet
 from chuxin.mining.config import MineConfig
 from chuxin.mining.inputs import passages_of, read_groups, read_heads
 from chuxin.search.postings import count_terms

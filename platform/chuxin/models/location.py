@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 
 # What no loader here reads; the list FlagEmbedding 1.4.2 skips, plus the exports of other runtimes.
 IGNORED = ["flax_model.msgpack", "rust_model.ot", "tf_model.h5", "*.onnx", "onnx/*", "openvino/*", "imgs/*"]
@@ -71,8 +71,8 @@ def read_file(path: str, name: str) -> bytes:
         if os.path.isdir(path):
             return Path(path, name).read_bytes()
         if "://" in path:
-            filesystem, remote = fsspec.core.url_to_fs(path)
-            return bytes(filesystem.cat_file(f"{remote.rstrip('/')}/{name}"))
+            fs, remote = filesystem(path)
+            return bytes(fs.cat_file(f"{remote.rstrip('/')}/{name}"))
         _require_name(path)
         return Path(hf_hub_download(path, name)).read_bytes()
     except _UNREACHED as error:
@@ -94,17 +94,17 @@ def written_directory(path: str) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="chuxin-model-") as local:
         yield local
-        filesystem, remote = fsspec.core.url_to_fs(path)
-        filesystem.put(local + "/", remote.rstrip("/") + "/", recursive=True)
+        fs, remote = filesystem(path)
+        fs.put(local + "/", remote.rstrip("/") + "/", recursive=True)
 
 
 @functools.lru_cache(maxsize=8)
 def _download(uri: str) -> str:
     # Committed artifacts never change, so one copy a process is enough.
-    filesystem, remote = fsspec.core.url_to_fs(uri)
-    if not filesystem.isdir(remote):
+    fs, remote = filesystem(uri)
+    if not fs.isdir(remote):
         raise InputError(uri, "there is no such model directory", "Give the URI of a committed model")
     local = tempfile.mkdtemp(prefix="chuxin-model-")
     atexit.register(shutil.rmtree, local, ignore_errors=True)
-    filesystem.get(remote.rstrip("/") + "/", local + "/", recursive=True)
+    fs.get(remote.rstrip("/") + "/", local + "/", recursive=True)
     return local

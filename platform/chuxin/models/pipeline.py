@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from chuxin.artifacts import Attempt, open_parquet
+from chuxin.artifacts import Attempt
 from chuxin.errors import InputError
+from chuxin.files import open_parquet
 from chuxin.models.config import InitConfig
 from chuxin.runner import Context
 from chuxin.schema import KEEP

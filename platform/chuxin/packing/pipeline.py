@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.artifacts import Attempt, add_checksums, checksum, input_files, open_parquet
+from chuxin.artifacts import Attempt, add_checksums, checksum, input_files
 from chuxin.errors import InputError
+from chuxin.files import open_parquet
 from chuxin.models.checkpoint import load_tokenizer
 from chuxin.models.vocabulary import require_special_tokens, vocabulary_fingerprint
 from chuxin.packing.checks import Limits, check_ids, check_lengths, model_limits

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from chuxin.artifacts import Artifact, Attempt, filesystem
+from chuxin.artifacts import Artifact, Attempt
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 from chuxin.lineage import ancestry
 from chuxin.release.card import Described, Origin, render
 from chuxin.release.config import MergeConfig, ReleaseConfig

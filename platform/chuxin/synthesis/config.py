@@ -241,8 +241,8 @@ class SynthesizeConfig:
     """Queries a passage in rich mode (Nemotron's SDG writes 5 to 7)."""
 
     kinds: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
-    """Weights of the kinds of query in rich mode. Of 3 queries and a share of 0.8 for question two are questions, and
-    the third is one with probability 0.4: shares below one a passage are drawn, and no kind twice for them."""
+    """Weights of the kinds of query in rich mode. Of 3 queries and a share of 0.8 for question two or three are
+    questions, on average 2.4; a kind whose share is below one a passage comes at most once."""
 
     difficulties: dict[Difficulty, float] = field(default_factory=lambda: dict.fromkeys(DIFFICULTIES, 1.0))
     """Weights of the difficulties in rich mode."""

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from chuxin.artifacts import Artifact, Attempt, fetched, is_local
+from chuxin.artifacts import Artifact, Attempt
 from chuxin.config import ModelRef
 from chuxin.errors import InputError
+from chuxin.files import fetched, is_local
 from chuxin.identity import Identities
 from chuxin.ids import text_hash
 from chuxin.report.bins import score_bins

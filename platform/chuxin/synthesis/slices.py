@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from chuxin.artifacts import open_parquet
+from chuxin.files import open_parquet
 from chuxin.schema import KEEP
 
 ALL = (1 << 64) - 1

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from chuxin.artifacts import write_json
+from chuxin.files import write_json
 
 _NAME = "index.json"
 _TABLES = "index-*.npy"

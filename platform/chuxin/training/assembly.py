@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from chuxin.artifacts import filesystem
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
 from chuxin.models.location import local_directory
 from chuxin.models.packed import Packed

@@ -34,7 +34,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed, nn
 
-from chuxin.artifacts import filesystem, is_local, read_json, write_json
+from chuxin.files import filesystem, is_local, read_json, write_json
 from chuxin.training.ema import Average
 from chuxin.training.shards import local, optimizer_states, trained, whole
 from chuxin.training.step import rank, world_size

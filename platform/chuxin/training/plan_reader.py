@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chuxin.artifacts import open_parquet
 from chuxin.errors import InputError
+from chuxin.files import open_parquet
 
 AHEAD = 4
 """Batches prepared before they are needed."""

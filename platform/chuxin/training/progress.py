@@ -18,8 +18,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from chuxin.artifacts import filesystem, read_json, write_json
 from chuxin.errors import InputError
+from chuxin.files import filesystem, read_json, write_json
 
 AGREED_S = 3.0
 """How long a rank with an error waits for those of the others: a loss that is no number is one on all of them."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from chuxin.artifacts import is_local
+from chuxin.files import is_local
 from chuxin.training.checkpoint import append_records, write_records
 
 EVERY_S, SHARE = 5.0, 50.0

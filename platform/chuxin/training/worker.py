@@ -21,8 +21,9 @@ from ray.train.torch import TorchTrainer
 from torch import distributed
 
 from chuxin import telemetry
-from chuxin.artifacts import Artifact, filesystem, is_local, read_json, write_json
+from chuxin.artifacts import Artifact
 from chuxin.errors import InputError
+from chuxin.files import filesystem, is_local, read_json, write_json
 from chuxin.runner import Context
 from chuxin.training import assembly, checkpoint, progress
 from chuxin.training.assembly import Assembly

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from chuxin.artifacts import Attempt, open_parquet
+from chuxin.artifacts import Attempt
 from chuxin.benchmark_folder import load
 from chuxin.corpus.config import CurateConfig, SplitConfig
 from chuxin.corpus.decontaminate import BenchmarkIndex, benchmark_texts
 from chuxin.corpus.groups import clean_groups, map_groups, reduce_groups
+from chuxin.files import open_parquet
 from chuxin.ids import text_hash
 from chuxin.schema import GROUPS
 

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chuxin.artifacts import Attempt, open_parquet
+from chuxin.artifacts import Attempt
 from chuxin.corpus.config import DocumentSource
 from chuxin.corpus.ingestion import ingest_part
 from chuxin.errors import InputError
+from chuxin.files import open_parquet
 from chuxin.ids import document_id, passage_id, text_hash
 from chuxin.pairs.config import PairSource
 from chuxin.records import cut

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chuxin.artifacts import Attempt, add_checksums, open_parquet
+from chuxin.artifacts import Attempt, add_checksums
 from chuxin.corpus.config import CurateConfig, FilterConfig, SplitConfig
 from chuxin.corpus.decontaminate import BENCHMARK_TEXTS, BenchmarkIndex
 from chuxin.corpus.passages import by_bucket, clean_document, map_documents, power_bins, reduce_passages
+from chuxin.files import open_parquet
 from chuxin.ids import match_key, passage_id, text_hash
 from chuxin.schema import DOCUMENTS, PASSAGES
 

@@ -1,7 +1,9 @@
 """The stages mine, rerank and select from Parquet to closed artifacts, against brute force over all passages."""
 
 import dataclasses
+import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from chuxin.artifacts import Artifact
 from chuxin.encoding.engine import Encoder
 from chuxin.encoding.pairs import PairScorer
 from chuxin.errors import InputError
-from chuxin.mining import pipeline
+from chuxin.files import filesystem
+from chuxin.mining import pipeline, searcher
 from chuxin.mining.config import MineConfig, NegativeRule, PositiveRule, RerankConfig, SelectConfig
+from chuxin.mining.inputs import open_store
 from chuxin.models.checkpoint import load_model, load_tokenizer, save_model
 from chuxin.schema import GROUPS
 from chuxin.search.bm25 import BM25
@@ -141,9 +145,26 @@ def test_a_killed_stage_goes_on_where_it_stopped(
     again = run(tmp_path, "again", pipeline.mine, config)
     assert len(joins) == 1 + len([p for p in again.partitions() if p["key"].startswith("candidates-")])
     assert again.read("candidates").equals(mined.read("candidates"))
-    assert not list(Path(again.uri).rglob("found.npz"))  # as large as the candidates, and read by nobody
+    assert not list(Path(again.uri).rglob("found-*"))  # as large as the candidates, and read by nobody
+    for part in again.partitions():
+        assert sorted(os.listdir(f"{again.uri}/parts/{part['directory']}")) == part["files"]
     (Path(again.uri) / "manifest.json").unlink()  # killed between that and the end
     assert run(tmp_path, "again", pipeline.mine, config).read("candidates").equals(mined.read("candidates"))
+
+
+def test_a_search_actor_opens_a_span_once_for_all_blocks(
+    world: Path, tmp_path: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, ...]] = []
+
+    def counting(shards: Sequence[str]) -> PassageStore:
+        opened.append(tuple(shards))
+        return open_store(shards)
+
+    monkeypatch.setattr(searcher, "open_store", counting)
+    artifact = run(tmp_path, "mine", pipeline.mine, mine_config(world, tiny_model))
+    blocks = {part["key"] for part in artifact.partitions() if part["key"].startswith("search-")}
+    assert len(blocks) >= 6 and len(opened) == len(set(opened)) == 2
 
 
 def test_an_object_store_holds_what_a_local_workspace_does(
@@ -153,6 +174,8 @@ def test_an_object_store_holds_what_a_local_workspace_does(
     remote = f"memory://{tmp_path.name}"
     found = run(remote, "mine", pipeline.mine, mine_config(world, tiny_model))
     assert found.read("candidates").equals(mined.read("candidates"))
+    fs, state = filesystem(f"{found.uri}/state")
+    assert not fs.exists(state)
     assert all(uri.startswith("memory://") for uri in shard_uris(found))
     config = RerankConfig("mine", "mine", reranker, query_max_len=16, passage_max_len=32)
     scored = run(remote, "rerank", pipeline.rerank, config, {"mine": found})

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from chuxin.artifacts import Artifact, Attempt, write_json
+from chuxin.artifacts import Artifact, Attempt
 from chuxin.errors import InputError
+from chuxin.files import write_json
 from chuxin.models.checkpoint import load_model
 from chuxin.release.card import Origin
 from chuxin.release.config import ReleaseConfig

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chuxin.search.exact import QUERY_BLOCK, merge_top_k, top_k, top_k_row
+from chuxin.search.exact import QUERY_BLOCK, ROOM, merge_top_k, resident, top_k, top_k_row
 
 
 def brute_force(queries_QH: np.ndarray, passages_PH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,3 +128,18 @@ def test_a_memory_mapped_file_of_half_precision(tmp_path: Path) -> None:
     mapped = np.load(tmp_path / "p.npy", mmap_mode="r")
     for ours, theirs in zip(top_k(queries, mapped, 5, block=7), brute_force(queries, passages, 5), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_vectors_move_to_a_device_while_they_leave_it_room(tmp_path: Path) -> None:
+    parts = [integers((70_000, 2), seed).astype(np.float16) for seed in range(3)]
+    for number, part in enumerate(parts):
+        np.save(tmp_path / f"{number}.npy", part)
+    mapped = [np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(3)]
+    left = [ROOM + 2 * parts[0].nbytes, ROOM + parts[0].nbytes, ROOM]
+    held = resident(mapped, "cpu", lambda: left.pop(0))
+    assert [type(one) for one in held] == [torch.Tensor, torch.Tensor, np.memmap] and held[2] is mapped[2]
+    queries = integers((3, 2), 9)
+    for one, part in zip(held, parts, strict=True):
+        for ours, theirs in zip(top_k(queries, one, 5), top_k(queries, part, 5), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert all(one is array for one, array in zip(resident(mapped, "cpu"), mapped, strict=True))

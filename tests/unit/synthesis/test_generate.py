@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -65,12 +66,18 @@ def test_draws_follow_the_weights_and_are_the_passages_own() -> None:
 @pytest.mark.parametrize(("queries", "weights"), [
     (3, {"question": 0.8, "keywords": 0.1, "title": 0.1}), (2, {"question": 9.0, "keywords": 1.0}),
     (3, {"question": 10.0, "keywords": 1.0, "title": 1.0, "claim": 1.0, "colloquial": 1.0, "product": 1.0}),
+    (3, {"question": 6.0, "keywords": 6.0, "title": 5.0, "claim": 3.0}),
+    (5, {"question": 7.0, "title": 2.0, "claim": 1.0}),
+    (2, {"question": 0.0, "keywords": 1.0, "title": 1.0, "claim": 1.0, "colloquial": 0.0}),
 ])  # fmt: skip
 def test_a_mixture_comes_out_as_it_was_configured(queries: int, weights: dict) -> None:
     config = replace(CONFIG, queries=queries, kinds=weights)
     drawn = Counter(wish.kind for i in range(4000) for wish in draw(i, config))
     for kind, weight in weights.items():
-        assert abs(drawn[kind] / drawn.total() - weight / sum(weights.values())) < 0.02
+        share = queries * weight / sum(weights.values())
+        assert abs(drawn[kind] / 4000 - share) < 0.02 + 1e-9  # 2.5 standard deviations of a fraction's mean
+        each = {sum(wish.kind == kind for wish in draw(i, config)) for i in range(200)}
+        assert each <= {math.floor(share + 1e-9), math.ceil(share - 1e-9)}
 
 
 def test_an_unusable_answer_is_asked_for_again_with_another_seed() -> None:

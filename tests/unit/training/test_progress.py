@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from chuxin.artifacts import filesystem
 from chuxin.errors import InputError
+from chuxin.files import filesystem
 from chuxin.training.progress import Teller, all_left_one, error_left, followed, leave_error, told
 
 WRITER = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chuxin.artifacts import filesystem
+from chuxin.files import filesystem
 from chuxin.training import records as module
 from chuxin.training.records import Records
 
