@@ -196,7 +196,7 @@ class Draft:
         self, work: Mapping[str, Any], fn: Callable[[str, Any, Attempt], None], *, name: str, num_cpus: float = 1,
         memory: int | None = None, num_gpus: float = 0, actors: bool = False,
     ) -> None:
-        """Computes every partition that is not committed yet, each as one Ray Data task named `name`.
+        """Computes every partition that is not committed yet, each as one Ray task named `name`.
 
         Args:
             work: Item of each partition, by key; small and picklable (paths and ranges, not rows).
@@ -205,7 +205,7 @@ class Draft:
             num_cpus: Of a task.
             memory: Bytes that a task reserves, or None.
             num_gpus: Of a task; it sees those alone.
-            actors: Tasks run in Ray actors, as many as the cluster holds, which take partitions about in the order of
+            actors: Tasks run in Ray actors, as many as the cluster has room for, which take partitions in the order of
                 `work`. Each has an `fn` of its own, and finds in it what it put there for an earlier partition.
 
         Raises:
@@ -222,21 +222,20 @@ class Draft:
         missing = [key for key in work if key not in done]
         if not missing:
             return
-        items = ray.data.from_items([{"key": k, "item": work[k]} for k in missing], override_num_blocks=len(missing))
+        rows = [{"key": key, "item": work[key]} for key in missing]
+        each = {"num_cpus": num_cpus, "num_gpus": num_gpus or None, "memory": memory}
         started, reported = time.time(), 0.0
-        pool = ray.data.ActorPoolStrategy(min_size=1, max_size=len(missing)) if actors else None
-        made = items.map(_task(self.uri, fn, name, actors), num_cpus=num_cpus, num_gpus=num_gpus or None,
-                         memory=memory, compute=pool)  # fmt: skip
-        for count, row in enumerate(made.iter_rows(), 1):
-            if row["error"]:
-                raise InputError(*row["error"])
-            elapsed = time.time() - started
-            if elapsed - reported > 5 or count == len(missing):
-                reported = elapsed
-                # The first to end tells nothing of the others: they may be the large ones.
-                left = elapsed / count * (len(missing) - count) if 10 * count >= len(missing) else None
-                guess = "" if left is None else f", about {left:.0f} s left"
-                self._log(f"{name}: {count}/{len(missing)} partitions, {elapsed:.0f} s{guess}")
+        with contextlib.closing((_in_actors if actors else _in_tasks)(self.uri, fn, rows, name, each)) as made:
+            for count, row in enumerate(made, 1):
+                if row["error"]:
+                    raise InputError(*row["error"])
+                elapsed = time.time() - started
+                if elapsed - reported > 5 or count == len(missing):
+                    reported = elapsed
+                    # The first to end tells nothing of the others: they may be the large ones.
+                    left = elapsed / count * (len(missing) - count) if 10 * count >= len(missing) else None
+                    guess = "" if left is None else f", about {left:.0f} s left"
+                    self._log(f"{name}: {count}/{len(missing)} partitions, {elapsed:.0f} s{guess}")
 
     @contextlib.contextmanager
     def attempt(self, key: str) -> Iterator[Attempt]:
@@ -313,19 +312,62 @@ def clear(artifact: Artifact) -> None:
             shutil.rmtree(directory)
 
 
-def _task(uri: str, fn: Callable[[str, Any, Attempt], None], name: str, actors: bool) -> Any:
-    """What Ray Data maps over partitions: a function, or a class that its actors make one of each."""
+def _in_tasks(
+    uri: str, fn: Callable[[str, Any, Attempt], None], rows: list[dict[str, Any]], name: str, each: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    import ray
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         return _run_partition(uri, fn, row)
 
-    class Task:
-        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            return task(row)
+    task.__name__ = task.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
+    yield from ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, **each).iter_rows()
 
-    for made in (task, Task):
-        made.__name__ = made.__qualname__ = name  # the operator's name on the dashboard: Map(curate)
-    return Task if actors else task
+
+def _in_actors(
+    uri: str, fn: Callable[[str, Any, Attempt], None], rows: list[dict[str, Any]], name: str, each: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Not Ray Data's pool of actors: it gave two partitions to one of two actors, and grows by one actor at a time."""
+    import ray
+
+    class Worker:
+        def begin(self) -> None:
+            return None
+
+        def compute(self, row: dict[str, Any]) -> dict[str, Any]:
+            return _run_partition(uri, fn, row)
+
+    Worker.__name__ = Worker.__qualname__ = name  # on the dashboard
+    made = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **each)
+    actors = [made.remote() for _ in range(min(len(rows), _room(each)))]
+    # Partitions go to actors that have their place: one that waits for it, because others hold it, gets none.
+    busy = {actor.begin.remote(): actor for actor in actors}
+    try:
+        left, count = iter(rows), 0
+        while count < len(rows):
+            (ready,), _ = ray.wait(list(busy), num_returns=1)
+            actor, row = busy.pop(ready), ray.get(ready)
+            following = next(left, None)
+            if following is None:
+                ray.kill(actor)  # its place is free for others
+            else:
+                busy[actor.compute.options(name=name).remote(following)] = actor
+            if row is not None:
+                count += 1
+                yield row
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _room(each: Mapping[str, Any]) -> int:
+    """How many workers that take so much each all nodes together have room for, whoever holds it now; at least 1."""
+    import ray
+
+    takes = {"CPU": each["num_cpus"], "GPU": each["num_gpus"], "memory": each["memory"]}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in takes.items() if number),
+                          default=1) for node in nodes))  # fmt: skip
 
 
 def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[str, Any]) -> dict[str, Any]:

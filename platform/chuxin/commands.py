@@ -57,10 +57,11 @@ def stage_job(verb: str, arguments: Sequence[str] | None = None) -> int:
         if verb in LLM_JOBS and known.budget is not None:
             section = dataclasses.replace(section, execution=section.execution.with_budget(known.budget))
         recipe = dataclasses.replace(recipe, **{name: section})
-        bound = {b.stage.name: b for b in _bind(recipe, known.config)}[name]
+        every = _bind(recipe, known.config)
+        bound = {b.stage.name: b for b in every}[name]
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
             print(f"{name} → {bound.uri}" + (f"\ndashboard {page}" if page else ""), flush=True)
-            _run_one(bound, recipe, position="")
+            _run_one(bound, recipe, position="", following=_following(every).get(bound.uri))
     except Exception as error:
         return runner.fail(error)
     return 0
@@ -234,8 +235,7 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
     else:
         with runner.session(recipe.execution.num_cpus, recipe.execution.dashboard) as page:
             print(f"dashboard {page}" if page else "no dashboard (execution.dashboard: false)", flush=True)
-            waiting = [bound for bound in chosen if not bound.committed]
-            following = dict(zip((bound.uri for bound in waiting), waiting[1:], strict=False))
+            following = _following(chosen)
             for index, bound in enumerate(chosen, 1):
                 position = f"{index:2}/{len(chosen)} "
                 done.append(_run_one(bound, recipe, position, following.get(bound.uri)))
@@ -246,13 +246,19 @@ def _run_all(chosen: list[Bound], recipe: RecipeConfig, known: argparse.Namespac
     print(f"\n{text_table(summary)}\n\nreport {page}   total {runner.clock(time.time() - started)}", flush=True)
 
 
+def _following(bound: Sequence[Bound]) -> dict[str, Bound]:
+    """Returns by artifact which stage is to run after a stage that is to run."""
+    waiting = [one for one in bound if not one.committed]
+    return dict(zip((one.uri for one in waiting), waiting[1:], strict=False))
+
+
 def _run_one(
     bound: Bound, recipe: RecipeConfig, position: str, following: Bound | None = None
 ) -> tuple[Artifact, bool]:
     before = bound.committed
     artifact = runner.run_here(bound, recipe, following)
     if before:  # by another driver since: the engines kept for it have nobody to take them over
-        from chuxin.synthesis.llm import release_engines
+        from chuxin.synthesis.pool import release_engines
 
         release_engines()
     _line(bound, artifact, position, before)

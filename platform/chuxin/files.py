@@ -11,13 +11,15 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-import pyarrow.parquet as pq
 import xxhash
 
 from chuxin.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -29,7 +31,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ValueError as error:
         problem = str(error).lower().rstrip(".")
         raise InputError(uri, problem, "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
-    return fs, path.rstrip("/")
+    root = "/" if isinstance(fs, fsspec.implementations.local.LocalFileSystem) else ""
+    return fs, path.rstrip("/") or root
 
 
 def is_local(uri: str) -> bool:
@@ -80,6 +83,8 @@ def read_json(uri: str) -> Any | None:
 
 def open_parquet(uri: str) -> pq.ParquetFile:
     """Opens a part; row groups can then be read one by one."""
+    import pyarrow.parquet as pq  # configs import this module, and are to be light
+
     fs, path = filesystem(uri)
     return pq.ParquetFile(path if is_local(uri) else fs.open(path, "rb"))
 

@@ -66,8 +66,8 @@ class Bound(NamedTuple):
 class Context:
     """What a stage's run function gets: its draft, its inputs, the resolver of references, a line to the terminal.
 
-    `following` is the config of the stage that this driver runs next, if any: what it needs too may stay. `named` holds
-    the artifacts that other references than those to stages lead into.
+    `following` is the config of the recipe's next stage that is to run, if any: what it needs too may stay. `named`
+    holds the artifacts that other references than those to stages lead into.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def bind(recipe: Any, stages: tuple[Stage, ...]) -> list[Bound]:
 def run_here(bound: Bound, recipe: Any, following: Bound | None = None) -> Artifact:
     """Runs one stage in this Ray session and commits it; committed work is returned as it is.
 
-    `following` is the stage that runs next, if one does.
+    `following` is the recipe's next stage that is to run, here or as a job of its own.
 
     Raises:
         InputError: An input is not committed, or the cluster has too few CPUs.

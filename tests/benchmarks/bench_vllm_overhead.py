@@ -159,7 +159,7 @@ def measure(rounds: int) -> dict:
     import ray
 
     from chuxin.synthesis.config import LLMConfig, LLMExecution
-    from chuxin.synthesis.llm import LLMPool
+    from chuxin.synthesis.pool import LLMPool
 
     wall: tuple[list[float], list[float]] = [], []
     cpu: tuple[list[float], list[float]] = [], []

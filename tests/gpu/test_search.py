@@ -49,7 +49,10 @@ def test_ties_and_shards_are_the_cpu_s() -> None:
 def test_resident_vectors_give_the_same_bits(tmp_path: Path) -> None:
     np.save(tmp_path / "dense.npy", vectors(50_001, 1).astype(np.float16))
     mapped_PH, queries_QH = np.load(tmp_path / "dense.npy", mmap_mode="r"), vectors(300, 2)
-    (held_PH,) = resident([mapped_PH], "cuda")
+    most = torch.cuda.mem_get_info()[0] - 8 * (1 << 30)
+    other = torch.empty(most, dtype=torch.uint8, device="cuda")  # earlier vectors: gone, their memory is to be had
+    del other
+    (held_PH,) = resident([mapped_PH], "cuda", 8192)
     assert isinstance(held_PH, torch.Tensor) and held_PH.is_cuda
     for ours, theirs in zip(*(top_k(queries_QH, one, K, device="cuda") for one in (held_PH, mapped_PH)), strict=True):
         np.testing.assert_array_equal(ours, theirs)

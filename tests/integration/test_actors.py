@@ -15,6 +15,7 @@ from chuxin.errors import InputError
 
 # Ray Data 2.60 warns of its own defaults when a driver first uses it.
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")]
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = [f"p-{number:02d}" for number in range(12)]
 
 
@@ -42,9 +43,7 @@ def ray_of_two_cpus() -> Any:
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=200_000_000, log_to_driver=False,
-             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in (
-                 str(Path(__file__).resolve().parents[2] / "platform"), str(Path(__file__).resolve().parent)))}},
-             )  # fmt: skip
+             runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}})  # fmt: skip
     yield ray
     ray.shutdown()
 
@@ -59,6 +58,21 @@ def test_an_actor_keeps_its_own_and_a_killed_one_is_made_again(ray_of_two_cpus: 
     assert max(fact["computed"] for fact in facts.values()) >= 3
     assert len({fact["pid"] for fact in facts.values()}) <= 4  # two actors, one of them made anew
     assert len(os.listdir(f"{artifact.uri}/parts")) == 12
+
+
+def test_two_partitions_are_computed_side_by_side(ray_of_two_cpus: Any, tmp_path: Path) -> None:
+    draft = Draft(f"{tmp_path}/two", "f" * 32, {"stage": "two", "inputs": {}}, print)
+    draft.map(dict.fromkeys(KEYS[:2], 0), Counting(tmp_path), name="two", actors=True)
+    assert len({part["facts"][part["key"]]["pid"] for part in draft.close().partitions()}) == 2
+
+
+def test_an_actor_without_a_place_gets_no_partition(ray_of_two_cpus: Any, tmp_path: Path) -> None:
+    holder = ray_of_two_cpus.util.placement_group([{"CPU": 1}])  # another job's
+    ray_of_two_cpus.get(holder.ready())
+    draft = Draft(f"{tmp_path}/one", "f" * 32, {"stage": "one", "inputs": {}}, print)
+    draft.map(dict.fromkeys(KEYS[:4], 0), Counting(tmp_path), name="one", actors=True)
+    facts = draft.close().manifest["facts"]
+    assert sorted(fact["computed"] for fact in facts.values()) == [1, 2, 3, 4]
 
 
 def test_a_users_error_ends_the_actors(ray_of_two_cpus: Any, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -31,7 +33,7 @@ from driver import kill_when  # noqa: E402  (beside this file)
 from ray.util import placement_group_table
 from scripted import ScriptedLLM, played  # noqa: E402
 
-import chuxin.synthesis.llm as llm_module
+import chuxin.synthesis.pool as pool_module
 from chuxin import runner
 from chuxin.artifacts import Artifact, Draft
 from chuxin.config import load
@@ -55,9 +57,10 @@ from chuxin.synthesis.calls import (
 )
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
 from chuxin.synthesis.ledger import Ledger
-from chuxin.synthesis.llm import LLMPool, PoolClient
+from chuxin.synthesis.llm import PoolClient
 from chuxin.synthesis.parse import read_queries
-from chuxin.synthesis.pipeline import judge, synthesize
+from chuxin.synthesis.pipeline import _identity, judge, synthesize
+from chuxin.synthesis.pool import LLMPool
 from chuxin.synthesis.render import NO, YES, Ask, describe, rich_schema
 from chuxin.synthesis.store import AnswerStore
 from chuxin.synthesis.work import Crew
@@ -90,8 +93,10 @@ def session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pool(model: str) -> Iterator[LLMPool]:
-    with LLMPool(model, llm(model), EXECUTION) as pool:
+def pool(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLMPool]:
+    """Held by all tests: stages that ask for such an engine find it running. To start one takes most of a minute."""
+    content = _identity(str(tmp_path_factory.mktemp("hashes")), model, model, llm(model))
+    with LLMPool(model, llm(model), EXECUTION, content=content) as pool:
         yield pool
 
 
@@ -152,12 +157,10 @@ def stage(workspace: Path, name: str, run, config, inputs: dict[str, str]) -> Ar
     return draft.close()
 
 
-def test_stages_buy_every_answer_once(
-    workspace: Path, model: str, pool: LLMPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # All stages use the one engine that runs already: starting one takes most of a minute.
-    monkeypatch.setattr(llm_module, "_start", lambda *_: (pool._engines, []))
-    monkeypatch.setattr(LLMPool, "__exit__", lambda *_: None)
+def test_stages_buy_every_answer_once(workspace: Path, model: str, pool: LLMPool) -> None:
+    import ray
+
+    process = ray.get(pool._engines[0].start.remote())[0]
     config = SynthesizeConfig("curate", llm(model), seed=1, queries=2, attempts=2, sampling=Sampling(max_tokens=300),
                               execution=LLMExecution(num_cpus=0.25, concurrency=1, budget_tokens=600))  # fmt: skip
     with pytest.raises(InputError, match="budget"):
@@ -182,6 +185,7 @@ def test_stages_buy_every_answer_once(
     judged = stage(workspace, "judge-0", judge, judging, {"synthesize": "synthesize-0"})
     assert judged.manifest["facts"]["llm"]["calls_bought"] >= 4 * len(judged.read("groups"))
     assert len(judged.read("judged")) == ROWS
+    assert ray.get(pool._engines[0].start.remote())[0] == process and standing() == 1  # one engine served them all
 
 
 def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -> None:
@@ -189,7 +193,6 @@ def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -
 
     Tasks wait for a CPU meanwhile, as partitions do: the CPU of the dead engine is not theirs.
     """
-    import psutil
     import ray
 
     ended = tmp_path / "ended"
@@ -234,7 +237,6 @@ def test_hundreds_of_calls_outlive_their_engine(pool: LLMPool, tmp_path: Path) -
 
 
 def test_a_lone_call_knows_whether_it_was_in_the_engine_that_died(pool: LLMPool) -> None:
-    import psutil
     import ray
 
     async def killed() -> list:
@@ -284,7 +286,9 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
     def process(pool: LLMPool) -> int:
         return ray.get(pool._engines[0].start.remote())[0]
 
-    execution, call = LLMExecution(budget_gpu_hours=1 / 3600), verdict("answered", PASSAGE, query="青禾公司的总部")
+    # Other engines than those of the fixture.
+    execution = LLMExecution(budget_gpu_hours=1 / 3600, max_num_seqs=17)
+    call = verdict("answered", PASSAGE, query="青禾公司的总部")
     with LLMPool(model, llm(model), execution, keep=True) as pool:
         first = process(pool)
         assert "GPU hours is spent" in ray.get(pool.ledger.admit.remote())  # its model took more than a second
@@ -298,10 +302,71 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
         raise ZeroDivisionError
     with LLMPool(model, llm(model), LLMExecution(max_num_seqs=3), keep=True) as pool:
         ray.kill(pool.ledger, no_restart=False)  # its node went: nothing was counted that is missed now
-        assert ray.get(pool.ledger.beat.remote("x")) == [] and ray.get(pool.ledger.busy.remote()) == 1
+        deadline = time.monotonic() + 60  # the one that dies may hear the first beats
+        while ray.get(pool.ledger.beat.remote("x")) == [] and not ray.get(pool.ledger.busy.remote()):
+            assert time.monotonic() < deadline
     with pytest.raises(InputError, match="room"):
         LLMPool(model, llm(model), LLMExecution(engines=3))
-    assert not llm_module._kept
+    assert not pool_module._lingering
+
+
+HOLDER = '''
+import os, sys, time
+import ray
+from chuxin.synthesis.config import LLMConfig, LLMExecution
+from chuxin.synthesis.pool import LLMPool
+
+address, model, keep, hold = sys.argv[1:]
+ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
+config = LLMConfig(model=model, dtype="float32", max_model_len=768)
+with LLMPool(model, config, LLMExecution(max_num_seqs=18), keep=keep == "keep") as pool:
+    print(ray.get(pool._engines[0].start.remote())[0], flush=True)
+    while hold == "hold":
+        time.sleep(1)
+'''
+
+
+def test_jobs_of_their_own_share_the_engines(model: str) -> None:
+    """One after another and at once; a job's end ends none that another holds, nor does its failure."""
+    import ray
+
+    def job(keep: str, hold: str) -> tuple[subprocess.Popen, int]:
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-c", HOLDER, address, model, keep, hold]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+        driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        return driver, int(next(line for line in driver.stdout if line.strip().isdigit()))
+
+    execution = LLMExecution(max_num_seqs=18)
+    before = standing()
+    first, process = job("keep", "")
+    first.communicate(timeout=60)
+    assert first.returncode == 0 and psutil.pid_exists(process)
+    with LLMPool(model, llm(model), execution) as pool:
+        assert ray.get(pool._engines[0].start.remote())[0] == process
+        second, shared = job("", "")
+        second.communicate(timeout=60)
+        assert second.returncode == 0 and shared == process
+        assert asyncio.run(pool.client.ask(VERDICTS[0])).text in (YES, NO)
+        third, shared = job("", "hold")
+        assert shared == process
+    assert psutil.pid_exists(process) and standing() == before + 1  # the third holds them
+    third.kill()
+    third.communicate()
+    with LLMPool(model, llm(model), execution, keep=True) as pool:  # whoever runs it again
+        assert ray.get(pool._engines[0].start.remote())[0] == process
+        with pytest.raises(InputError, match="room"):
+            LLMPool(model, llm(model), LLMExecution(engines=3))
+    pool_module.release_engines()
+    deadline = time.monotonic() + 120  # until the keeper knows that the third is dead
+    while psutil.pid_exists(process) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not psutil.pid_exists(process) and standing() == before
+
+
+def standing() -> int:
+    """Placement groups that hold something."""
+    return sum(place["state"] != "REMOVED" for place in placement_group_table().values())
 
 
 @pytest.mark.parametrize("layout", ["gptq", "awq", "fp8"])
@@ -331,9 +396,6 @@ def test_quantized_checkpoints_are_served(layout: str, tmp_path: Path) -> None:
 
 def test_engines_without_room_are_refused(model: str) -> None:
     """Ray would wait for ever for what no node has."""
-    def standing() -> int:
-        return sum(place["state"] != "REMOVED" for place in placement_group_table().values())
-
     before = standing()
     for execution in (LLMExecution(engines=3), LLMExecution(cpus_per_engine=3), LLMExecution(gpus_per_engine=1)):
         with pytest.raises(InputError, match="llm.execution: .* each, and the cluster has room for [02]"):

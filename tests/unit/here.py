@@ -1,5 +1,6 @@
 """Stages without Ray: partitions computed one after another in this process. For unit tests and benchmarks."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,5 +19,6 @@ class HereDraft(Draft):
         self._expected |= set(work)
         for key, item in work.items():
             if key not in done:
+                own = fn if actors else copy.copy(fn)  # a task keeps nothing for the next
                 with self.attempt(key) as attempt:
-                    fn(key, json.loads(json.dumps(item)), attempt)
+                    own(key, json.loads(json.dumps(item)), attempt)

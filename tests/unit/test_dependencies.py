@@ -21,7 +21,9 @@ SHARED = {"models", "encoding", "search", "losses", "report"}
 ALLOWED = {("corpus", "pairs")}
 # What binds stages to Ray, to files and to the command line; everything else is pure.
 RIM = {"artifacts", "telemetry", "runner", "recipe", "commands"}
-RAY = re.compile(r"chuxin\.(artifacts|telemetry|runner|\w+\.pipeline|training\.worker|synthesis\.llm|serving\.\w+)")
+RAY = re.compile(
+    r"chuxin\.(artifacts|telemetry|runner|\w+\.pipeline|training\.worker|synthesis\.(llm|pool)|serving\.\w+)"
+)
 OWNERS = {
     "ray": RAY,
     "pydantic": re.compile(r"chuxin\.config"),

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from chuxin.artifacts import Attempt
+from chuxin.errors import InputError
 from chuxin.files import fetched, filesystem, write_bytes
 from chuxin.mining.config import MineConfig
 from chuxin.mining.find import Hits, Span, given_passages, given_scores, search_span
@@ -53,7 +54,8 @@ class SpanSearcher:
         if self._span is None or shards != self._shards:
             self._span = None  # its vectors go before the next ones come: a GPU need not hold both
             store = open_store(shards)
-            self._span = Span(store, resident([shard.dense_PH for shard in store.shards], device))
+            vectors = [shard.dense_PH for shard in store.shards]
+            self._span = Span(store, resident(vectors, device, self._config.execution.passage_block))
             self._shards = shards
         return self._span
 
@@ -67,8 +69,17 @@ def save_found(uri: str, found: Mapping[str, Hits], given_G: np.ndarray) -> None
 
 
 def load_found(uri: str, miners: Sequence[str]) -> tuple[dict[str, Hits], np.ndarray]:
-    """Returns hits and scores as `save_found` was given them."""
+    """Returns hits and scores as `save_found` was given them.
+
+    Raises:
+        InputError: The file is gone, though the search that wrote it is committed.
+    """
     fs, path = filesystem(uri)
-    with np.load(io.BytesIO(fs.cat_file(path))) as arrays:
+    try:
+        data = fs.cat_file(path)
+    except FileNotFoundError as error:
+        stage = uri.rpartition("/state/")[0]
+        raise InputError(uri, "somebody removed what mine had found", f"Remove {stage} and run again") from error
+    with np.load(io.BytesIO(data)) as arrays:
         hits = {miner: Hits(*(arrays[f"{miner}_{name}"] for name in Hits._fields)) for miner in miners}
         return hits, arrays["given"]

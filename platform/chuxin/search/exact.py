@@ -20,8 +20,10 @@ best so far are ranked; ranking them all took twice the time of the products (1,
 DEVICE_QUERY_BLOCK = 4096
 """The same on a GPU, where the scores take 128 MiB: a block's launches and waits cost the same for 256 queries. 2,048
 queries in 10^6 passages of width 1,024 took 0.91 s instead of 1.69 (H100)."""
-ROOM = 2 << 30
-"""Bytes that stay free on a GPU beside resident vectors: for scores, a block of passages and the running best."""
+SCORE_BYTES = 96
+"""Bytes that stay free on a GPU beside resident vectors, for each score of a block: its worst block, in which every
+score enters the running best, took 2.8 GiB of the 3 that this gives 4,096 queries and 8,192 passages."""
+_ROOM = 512 << 20
 _MOVED_ROWS = 1 << 16
 
 
@@ -67,13 +69,14 @@ def top_k(
 
 
 def resident(
-    arrays: Sequence[np.ndarray], device: str | torch.device, free: Callable[[], int] | None = None
+    arrays: Sequence[np.ndarray], device: str | torch.device, block: int, free: Callable[[], int] | None = None
 ) -> list[np.ndarray | torch.Tensor]:
     """Moves vectors to a GPU, for many searches there, as long as they leave it room.
 
     Args:
         arrays: float16 [P, H] each, memory-mapped or in memory.
         device: Of the searches. On the CPU nothing moves.
+        block: Theirs, as for `top_k`.
         free: Bytes free on the device; by default asked of CUDA.
 
     Returns:
@@ -81,10 +84,13 @@ def resident(
     """
     if torch.device(device).type == "cpu" and free is None:
         return list(arrays)
+    if free is None:
+        torch.cuda.empty_cache()  # what earlier vectors took counts as used until then
     free = free or (lambda: torch.cuda.mem_get_info(device)[0])
+    room = DEVICE_QUERY_BLOCK * block * SCORE_BYTES + _ROOM
     held: list[np.ndarray | torch.Tensor] = []
     for array in arrays:
-        if free() - array.nbytes < ROOM:
+        if free() - array.nbytes < room:
             break
         moved = torch.empty(array.shape, dtype=torch.float16, device=device)
         for start in range(0, len(array), _MOVED_ROWS):  # a mapped file passes through memory in pieces

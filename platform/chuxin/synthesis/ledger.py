@@ -19,16 +19,17 @@ class Ledger:
         tokens: Most tokens read and written, or None.
         gpu_hours: Most hours of all GPUs together, or None.
         gpus: GPUs in use, or engines where they use none.
-        used: Seconds times GPUs that were in use before, while the engines loaded.
     """
 
-    def __init__(
-        self, tokens: int | None = None, gpu_hours: float | None = None, gpus: float = 1, used: float = 0.0
-    ) -> None:
-        self._tokens, self._gpu_hours, self._gpus, self._used = tokens, gpu_hours, gpus, used
+    def __init__(self, tokens: int | None = None, gpu_hours: float | None = None, gpus: float = 1) -> None:
+        self._tokens, self._gpu_hours, self._gpus, self._used = tokens, gpu_hours, gpus, 0.0
         self._spent, self._started = 0, time.monotonic()
         self._problem: list[str] = []
         self._heard: dict[str, float] = {}
+
+    def begin(self, used: float) -> None:
+        """Begins to count hours; `used` are seconds times GPUs in use before, while the engines loaded."""
+        self._used, self._started = used, time.monotonic()
 
     def admit(self) -> str:
         """Returns "", or says why nothing more is bought."""

@@ -1,35 +1,30 @@
-"""LLM engines: Ray actors with one vLLM engine each, and the pool of them that a stage asks.
+"""LLM engines: Ray actors with one vLLM engine each, and the client that sends calls to them.
 
 An engine that dies is started again by its actor, an actor that dies by Ray; whoever was in it is told and asks again
 among ever fewer others (asking.py). Whoever waited for a turn only waits longer where the engine died; where its
 actor's process went only a lone call knows that it had waited, and the others count as having been inside. Calls that
 show the same passage go to the same engine, so its prefix is there already.
-Leaves out: what is asked (generate.py, judge.py) and the store (store.py).
+Leaves out: who keeps the engines (pool.py), what is asked (generate.py, judge.py) and the store (store.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.util
 import math
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import orjson
-import ray
 import xxhash
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from chuxin.errors import InputError, find_input_error
 from chuxin.models.location import local_directory
-from chuxin.synthesis.asking import Client
 from chuxin.synthesis.calls import (
     PROBE,
     Answer,
@@ -42,8 +37,6 @@ from chuxin.synthesis.calls import (
     floored,
 )
 from chuxin.synthesis.config import LLMConfig, LLMExecution
-from chuxin.synthesis.endpoint import EndpointClient
-from chuxin.synthesis.ledger import Ledger
 from chuxin.synthesis.turns import Turns
 
 # vLLM's default on CPUs is 128, and a passage of fewer tokens than a block shares nothing.
@@ -55,13 +48,6 @@ _START_TRIES = 3
 """Times that starting again may take an actor's process down too."""
 _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
-_kept: dict[tuple[Any, ...], list[Any]] = {}
-"""Engines of a stage of this driver that the next one takes over, by what they are: their start takes longer than
-many a stage, and they hold the prefixes of passages that it asks about too."""
-_places: dict[Any, PlacementGroup] = {}
-"""Where each engine of this driver stands. Held while its process is started again: a task that waited for a CPU took
-that of a dead engine at once, and then waited for the engine, which waited for a CPU."""
-_TOLD_SECONDS = 60.0
 
 
 class Engine:
@@ -340,150 +326,3 @@ async def _ready(started: Any, timeout: float) -> None:
             "the LLM's engine", f"its process ended and did not come back ({str(error).splitlines()[0][:200]})",
             "See the Ray logs for why, and run again: stored answers stay"
         ) from error  # fmt: skip
-
-
-def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) -> None:
-    """Refuses engines that no cluster of these nodes could hold: Ray itself would wait for ever.
-
-    Args:
-        nodes: CPUs and GPUs of each node, by name.
-        execution: What the engines shall take; each stands on one node.
-
-    Raises:
-        InputError: They do not fit.
-    """
-    each = execution.reserves()
-    if not each:
-        raise InputError("llm.execution", "an engine must reserve a CPU or a GPU", "Set cpus_per_engine")
-    room = sum(min(int(node.get(name, 0) / number + 1e-6) for name, number in each.items()) for node in nodes)
-    if room < execution.engines:
-        takes = " and ".join(f"{number:g} {name}s" for name, number in each.items())
-        raise InputError("llm.execution", f"{execution.engines} engines of {takes} each, and the cluster has room for "
-                         f"{room}", "Lower engines, cpus_per_engine or gpus_per_engine, or raise execution.num_cpus "
-                         "(logical CPUs of a local run)")  # fmt: skip
-
-
-class LLMPool:
-    """The engines, or the endpoint, and the ledger of one stage. A context manager: its end ends the engines.
-
-    Args:
-        path: The checkpoint's directory or hub name.
-        config: The LLM.
-        execution: What it may take.
-        keep: Leave the engines to the next pool of this process, if it asks for the same ones, unless the stage fails.
-
-    Raises:
-        InputError: vLLM is not installed, the checkpoint is missing or cannot be served, or the endpoint does not
-            answer.
-    """
-
-    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution, keep: bool = False) -> None:
-        self._engines: list[Any] = []
-        self._keep = keep
-        self._kind = (ray.get_runtime_context().get_job_id(), path, config, execution.engine_options())
-        self.client: Client
-        placed: list[float] = []  # of engines started for this pool
-        if config.endpoint is not None and config.served_name is not None:
-            client = EndpointClient(config.endpoint, config.served_name, execution.timeout)
-            asyncio.run(client.check())
-            self.client = client
-        else:
-            self._engines = _taken_over(self._kind, execution)
-            if not self._engines:
-                self._engines, placed = _start(path, config, execution)
-            self.client = PoolClient(self._engines, execution.start_timeout)
-        gpus = execution.gpus_per_engine or 1
-        used = gpus * sum(time.time() - since for since in placed)
-        # One that counts is not started again: what it counted is gone with it.
-        again = {} if execution.limited else {"max_restarts": -1, "max_task_retries": -1}
-        self.ledger = ray.remote(Ledger).options(num_cpus=0, **again).remote(
-            execution.budget_tokens, execution.budget_gpu_hours, gpus * execution.engines, used
-        )
-
-    def reset_prefix_cache(self) -> None:
-        """Makes the engines forget the prefixes they have computed."""
-        ray.get([engine.forget.remote() for engine in self._engines])
-
-    def __enter__(self) -> LLMPool:
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        ray.kill(self.ledger)
-        _kept[self._kind] = self._engines
-        if failure or not self._keep:
-            release_engines()
-
-
-def release_engines() -> None:
-    """Ends the engines that were kept for a next pool."""
-    while _kept:
-        _end(_kept.popitem()[1])
-
-
-def _end(engines: Sequence[Any]) -> None:
-    for engine in engines:
-        ray.kill(engine)
-        if engine in _places:
-            remove_placement_group(_places.pop(engine))
-
-
-def _taken_over(kind: tuple[Any, ...], execution: LLMExecution) -> list[Any]:
-    """Returns the engines kept if they are of this kind and still answer; ends them otherwise."""
-    engines = _kept.pop(kind, [])
-    release_engines()
-    try:
-        _wait(engines, execution.start_timeout)
-    except (RayError, InputError):  # a new one starts where they cannot, or says why it does not either
-        _kept[kind] = engines
-        release_engines()
-        return []
-    return engines
-
-
-def _start(path: str, config: LLMConfig, execution: LLMExecution) -> tuple[list[Any], list[float]]:
-    """Returns the engines' actors, once all run, and when they had their place."""
-    directory = local_directory(path)
-    if not os.path.isfile(os.path.join(directory, "config.json")):
-        raise InputError(directory, "the LLM's directory has no config.json", "Give a checkpoint's directory")
-    if importlib.util.find_spec("vllm") is None:
-        raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
-    require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
-    engines: list[Any] = []
-    try:
-        engines += (_place_engine(path, config, execution) for _ in range(execution.engines))
-        return engines, _wait(engines, execution.start_timeout)
-    except BaseException as error:
-        _end(engines)
-        raise find_input_error(error) or error from error
-
-
-def _place_engine(path: str, config: LLMConfig, execution: LLMExecution) -> Any:
-    """Returns the actor of an engine, in a place of its own."""
-    place = placement_group([execution.reserves()])
-    try:
-        engine = ray.remote(Engine).options(
-            num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
-            max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(place, 0),
-        ).remote(path, config, execution)  # fmt: skip
-    except ValueError:  # a number that Ray does not take
-        remove_placement_group(place)
-        raise
-    _places[engine] = place
-    return engine
-
-
-def _wait(engines: Sequence[Any], timeout: float) -> list[float]:
-    """Waits until all engines run, and says every minute that it does; returns when they had their place."""
-    started = [engine.start.remote() for engine in engines]
-    waiting, begun = started, time.monotonic()
-    while waiting:
-        left = timeout - (time.monotonic() - begun)
-        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(_TOLD_SECONDS, left)))
-        ray.get(ready)
-        if waiting and left <= 0:
-            raise InputError("llm.execution", f"{len(waiting)} of {len(engines)} engines did not start within "
-                             f"{timeout:g} s", "See on the dashboard whether other jobs hold the CPUs or GPUs, or "
-                             "raise start_timeout")  # fmt: skip
-        if waiting:
-            print(f"{len(waiting)} of {len(engines)} engines wait for their place or load their model", flush=True)
-    return [placed for _, placed in ray.get(started)]

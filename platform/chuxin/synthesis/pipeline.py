@@ -43,8 +43,8 @@ from chuxin.synthesis.config import (
 from chuxin.synthesis.cut import Cutter
 from chuxin.synthesis.generate import Passage, Written, matches_length, write
 from chuxin.synthesis.judge import accepted, decide, yes
-from chuxin.synthesis.llm import LLMPool
 from chuxin.synthesis.parse import holds_fence
+from chuxin.synthesis.pool import LLMPool
 from chuxin.synthesis.relabel import relabel as ask_about
 from chuxin.synthesis.relabel import uncertain
 from chuxin.synthesis.slices import Slice, chosen, columns, draws, limit_of, slices
@@ -324,7 +324,7 @@ def _crew(ctx: Context, llm: LLMConfig, execution: LLMExecution) -> Iterator[Cre
     consolidate(answers)
     shared = getattr(following, "llm", None) == llm and \
         following.execution.engine_options() == execution.engine_options()
-    with LLMPool(path, llm, execution, keep=shared) as pool:
+    with LLMPool(path, llm, execution, keep=shared, content=model) as pool:
         yield Crew(pool.client, pool.ledger, model, os.path.abspath(answers), execution)
 
 

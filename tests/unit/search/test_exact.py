@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chuxin.search.exact import QUERY_BLOCK, ROOM, merge_top_k, resident, top_k, top_k_row
+from chuxin.search.exact import DEVICE_QUERY_BLOCK, QUERY_BLOCK, SCORE_BYTES, merge_top_k, resident, top_k, top_k_row
 
 
 def brute_force(queries_QH: np.ndarray, passages_PH: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,11 +135,12 @@ def test_vectors_move_to_a_device_while_they_leave_it_room(tmp_path: Path) -> No
     for number, part in enumerate(parts):
         np.save(tmp_path / f"{number}.npy", part)
     mapped = [np.load(tmp_path / f"{number}.npy", mmap_mode="r") for number in range(3)]
-    left = [ROOM + 2 * parts[0].nbytes, ROOM + parts[0].nbytes, ROOM]
-    held = resident(mapped, "cpu", lambda: left.pop(0))
+    room = DEVICE_QUERY_BLOCK * 5 * SCORE_BYTES + (512 << 20)
+    left = [room + 2 * parts[0].nbytes, room + parts[0].nbytes, room]
+    held = resident(mapped, "cpu", 5, lambda: left.pop(0))
     assert [type(one) for one in held] == [torch.Tensor, torch.Tensor, np.memmap] and held[2] is mapped[2]
     queries = integers((3, 2), 9)
     for one, part in zip(held, parts, strict=True):
         for ours, theirs in zip(top_k(queries, one, 5), top_k(queries, part, 5), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-    assert all(one is array for one, array in zip(resident(mapped, "cpu"), mapped, strict=True))
+    assert all(one is array for one, array in zip(resident(mapped, "cpu", 5), mapped, strict=True))

@@ -52,12 +52,15 @@ def test_the_flag_for_a_budget_takes_tokens_or_gpu_hours() -> None:
 def test_gpu_hours_count_all_gpus_and_the_time_that_engines_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(ledger_module.time, "monotonic", lambda: now[0])
-    ledger = Ledger(gpu_hours=2.0, gpus=4, used=4 * 600.0)  # ten minutes of four: two thirds of an hour
+    ledger = Ledger(gpu_hours=2.0, gpus=4)
+    ledger.begin(4 * 600.0)  # ten minutes of four: two thirds of an hour
     now[0] += 1190.0
     assert ledger.admit() == ""
     now[0] += 20.0
     assert ledger.admit() == "the budget of 2 GPU hours is spent"
-    assert Ledger(gpu_hours=None, used=1e9).admit() == ""
+    unlimited = Ledger(gpu_hours=None)
+    unlimited.begin(1e9)
+    assert unlimited.admit() == ""
 
 
 def test_a_ledger_that_is_gone_ends_a_run_with_a_budget(tmp_path: Path) -> None:

@@ -1,0 +1,294 @@
+"""Who keeps the engines: the pool of a stage, and the keeper that lends the same engines to all stages and jobs.
+
+The keeper is a detached actor, found by what its engines are: checkpoint, settings and code. Engines and their places
+are its own and end with it. It ends once no stage holds them: at once, or after the time that the recipe's next stage
+may take to ask for them. A stage whose driver is killed holds nothing any more. Leaves out: the engines (llm.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import xxhash
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from chuxin.errors import InputError, find_input_error
+from chuxin.models.location import local_directory
+from chuxin.synthesis.asking import Client
+from chuxin.synthesis.config import LLMConfig, LLMExecution
+from chuxin.synthesis.endpoint import EndpointClient
+from chuxin.synthesis.ledger import Ledger
+from chuxin.synthesis.llm import Engine, PoolClient
+
+NAMESPACE = "chuxin"
+"""Ray's namespace of keepers: by default every job has one of its own and sees no other's actors."""
+KEPT_SECONDS = 300.0
+"""How long engines wait for the recipe's next stage, which may be a job of its own."""
+_ORPHANED_SECONDS = 30.0
+"""How long engines wait once a driver that held them has died: whoever runs it again finds them."""
+_WATCH_SECONDS = 2.0
+_ANSWER_SECONDS = 30.0
+_TOLD_SECONDS = 60.0
+_lingering: dict[str, Any] = {}
+"""Keepers whose engines wait for this driver's next stage, by name."""
+
+
+class Keeper:
+    """Holds engines of one kind for whoever asks. A threaded actor.
+
+    Args:
+        path: The checkpoint: a directory or hub name.
+        config: The LLM.
+        execution: How many engines, and what each takes.
+    """
+
+    def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
+        self._kind = path, config, execution
+        self._engines: list[Any] = []
+        self._places: list[PlacementGroup] = []
+        self._holders: dict[str, Any] = {}
+        self._until = time.monotonic() + _ORPHANED_SECONDS
+        self._ended = False
+        self._lock = threading.Lock()
+        threading.Thread(target=self._watch, args=(ray.get_runtime_context().current_actor,), daemon=True).start()
+
+    def hold(self, holder: str, ledger: Any) -> tuple[list[Any], bool] | None:
+        """Lends the engines to a stage, until `release` or the end of its ledger.
+
+        Returns:
+            Their actors, and whether they were placed for this stage; None if this keeper is about to end.
+        """
+        with self._lock:
+            if self._ended:
+                return None
+            self._holders[holder] = ledger
+            fresh = not self._engines
+            try:
+                while len(self._engines) < self._kind[2].engines:
+                    self._place()
+            except ValueError:  # a number that Ray does not take
+                self._end()
+                raise
+            return self._engines, fresh
+
+    def release(self, holder: str, seconds: float) -> None:
+        """Takes the engines back from a stage; where no other holds them they end after so many seconds."""
+        with self._lock:
+            self._holders.pop(holder, None)
+            self._until = time.monotonic() + seconds
+            if seconds <= 0 and not self._holders:
+                self._end()
+
+    def leave(self) -> None:
+        """Ends this actor."""
+        ray.actor.exit_actor()
+
+    def _place(self) -> None:
+        """Starts an engine's actor in a place of its own.
+
+        That is held while its process is started again: a task that waited for a CPU took that of a dead engine at
+        once, and then waited for the engine, which waited for a CPU.
+        """
+        path, config, execution = self._kind
+        self._places.append(placement_group([execution.reserves()]))
+        self._engines.append(ray.remote(Engine).options(
+            num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
+            max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(self._places[-1], 0),
+        ).remote(path, config, execution))  # fmt: skip
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        for engine in self._engines:
+            ray.kill(engine)
+        for place in self._places:
+            remove_placement_group(place)
+
+    def _watch(self, own: Any) -> None:
+        while not self._ended:
+            time.sleep(_WATCH_SECONDS)
+            for holder, ledger in list(self._holders.items()):
+                try:
+                    ray.get(ledger.busy.remote(), timeout=_ANSWER_SECONDS)
+                except ActorDiedError:
+                    with self._lock:
+                        if self._holders.pop(holder, None) is not None:
+                            self._until = time.monotonic() + _ORPHANED_SECONDS
+                except (ActorUnavailableError, GetTimeoutError):
+                    continue  # its node is slow, or it is started again
+            with self._lock:
+                if not self._ended and not self._holders and time.monotonic() >= self._until:
+                    self._end()
+        own.leave.remote()
+
+
+class LLMPool:
+    """The engines, or the endpoint, and the ledger of one stage. A context manager: its end gives the engines back.
+
+    Args:
+        path: The checkpoint's directory or hub name.
+        config: The LLM.
+        execution: What it may take.
+        keep: The next stage, of this driver or another, asks for the same engines: they wait for it, unless this
+            stage fails.
+        content: A digest of the checkpoint: another one at the same path is another LLM.
+
+    Raises:
+        InputError: vLLM is not installed, the checkpoint is missing or cannot be served, or the endpoint does not
+            answer.
+    """
+
+    def __init__(
+        self, path: str, config: LLMConfig, execution: LLMExecution, keep: bool = False, content: str = ""
+    ) -> None:
+        self._engines: list[Any] = []
+        self._keep, self._holder, self._keeper = keep, uuid.uuid4().hex, None
+        self.client: Client
+        gpus = execution.gpus_per_engine or 1
+        # One that counts is not started again: what it counted is gone with it.
+        again = {} if execution.limited else {"max_restarts": -1, "max_task_retries": -1}
+        self.ledger = ray.remote(Ledger).options(num_cpus=0, **again).remote(
+            execution.budget_tokens, execution.budget_gpu_hours, gpus * execution.engines
+        )
+        try:
+            if config.endpoint is not None and config.served_name is not None:
+                client = EndpointClient(config.endpoint, config.served_name, execution.timeout)
+                asyncio.run(client.check())
+                self.client = client
+            else:
+                self._name = _name(path, config, execution, content)
+                placed = self._hire(path, config, execution)
+                self.client = PoolClient(self._engines, execution.start_timeout)
+                used = gpus * sum(time.time() - since for since in placed)
+                ray.get(self.ledger.begin.remote(used))
+        except BaseException as error:
+            self._leave(0.0)
+            raise find_input_error(error) or error from error
+
+    def reset_prefix_cache(self) -> None:
+        """Makes the engines forget the prefixes they have computed."""
+        ray.get([engine.forget.remote() for engine in self._engines])
+
+    def __enter__(self) -> LLMPool:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        keep = self._keep and not failure
+        self._leave(KEPT_SECONDS if keep else 0.0)
+        if keep and self._keeper is not None:
+            _lingering[self._name] = self._keeper
+
+    def _leave(self, seconds: float) -> None:
+        if self._keeper is not None:
+            _release(self._keeper, self._holder, seconds)
+        ray.kill(self.ledger)
+
+    def _hire(self, path: str, config: LLMConfig, execution: LLMExecution) -> list[float]:
+        """Gets the engines, once all run; returns when those started for this pool had their place."""
+        _lingering.pop(self._name, None)
+        release_engines()
+        _require(path, execution)
+        replaced, begun = False, time.monotonic()
+        while True:
+            self._keeper = ray.remote(Keeper).options(
+                name=self._name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0,
+                max_concurrency=16,
+            ).remote(path, config, execution)  # fmt: skip
+            try:
+                lent = ray.get(self._keeper.hold.remote(self._holder, self.ledger))
+            except RayActorError:
+                lent = None
+            if lent is None:  # it was just ending; its name is free when it has
+                if time.monotonic() - begun > execution.start_timeout:
+                    raise InputError("the LLM's keeper", f"no other takes its place within {execution.start_timeout:g} "
+                                     "s", "Look for the actor on the dashboard, and run again")  # fmt: skip
+                time.sleep(0.1)
+                continue
+            self._engines, fresh = lent
+            try:
+                placed = _wait(self._engines, execution.start_timeout)
+                return placed if fresh else []
+            except (RayError, InputError):
+                if fresh or replaced:
+                    raise
+                # Engines that waited and cannot any more: new ones start, or say why they do not either.
+                _release(self._keeper, self._holder, 0.0)
+                replaced = True
+
+
+def release_engines() -> None:
+    """Ends the engines that wait for a next stage of this driver."""
+    while _lingering:
+        _release(_lingering.popitem()[1], "", 0.0)
+
+
+def _release(keeper: Any, holder: str, seconds: float) -> None:
+    with contextlib.suppress(RayActorError):  # gone, and its engines with it
+        ray.get(keeper.release.remote(holder, seconds))
+
+
+def _name(path: str, config: LLMConfig, execution: LLMExecution, content: str) -> str:
+    """A keeper's name: jobs whose code, checkpoint and settings are the same share it."""
+    code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    kind = repr((path, content, config, execution.engine_options(), code))
+    return f"llm-{xxhash.xxh3_64_hexdigest(kind.encode())}"
+
+
+def _require(path: str, execution: LLMExecution) -> None:
+    directory = local_directory(path)
+    if not os.path.isfile(os.path.join(directory, "config.json")):
+        raise InputError(directory, "the LLM's directory has no config.json", "Give a checkpoint's directory")
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("llm", "vLLM is not installed here", "Run cluster/setup.sh, or name an llm.endpoint")
+    require_room([node["Resources"] for node in ray.nodes() if node["Alive"]], execution)
+
+
+def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) -> None:
+    """Refuses engines that no cluster of these nodes could hold: Ray itself would wait for ever.
+
+    Args:
+        nodes: CPUs and GPUs of each node, by name.
+        execution: What the engines shall take; each stands on one node.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    each = execution.reserves()
+    if not each:
+        raise InputError("llm.execution", "an engine must reserve a CPU or a GPU", "Set cpus_per_engine")
+    room = sum(min(int(node.get(name, 0) / number + 1e-6) for name, number in each.items()) for node in nodes)
+    if room < execution.engines:
+        takes = " and ".join(f"{number:g} {name}s" for name, number in each.items())
+        raise InputError("llm.execution", f"{execution.engines} engines of {takes} each, and the cluster has room for "
+                         f"{room}", "Lower engines, cpus_per_engine or gpus_per_engine, or raise execution.num_cpus "
+                         "(logical CPUs of a local run)")  # fmt: skip
+
+
+def _wait(engines: Sequence[Any], timeout: float) -> list[float]:
+    """Waits until all engines run, and says every minute that it does; returns when they had their place."""
+    started = [engine.start.remote() for engine in engines]
+    waiting, begun = started, time.monotonic()
+    while waiting:
+        left = timeout - (time.monotonic() - begun)
+        ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=max(0.0, min(_TOLD_SECONDS, left)))
+        ray.get(ready)
+        if waiting and left <= 0:
+            raise InputError("llm.execution", f"{len(waiting)} of {len(engines)} engines did not start within "
+                             f"{timeout:g} s", "See on the dashboard whether other jobs hold the CPUs or GPUs, or "
+                             "raise start_timeout")  # fmt: skip
+        if waiting:
+            print(f"{len(waiting)} of {len(engines)} engines wait for their place or load their model", flush=True)
+    return [placed for _, placed in ray.get(started)]
