@@ -205,8 +205,8 @@ class Draft:
             num_cpus: Of a task.
             memory: Bytes that a task reserves, or None.
             num_gpus: Of a task; it sees those alone.
-            actors: Tasks run in Ray actors, as many as the cluster has room for, which take partitions in the order of
-                `work`. Each has an `fn` of its own, and finds in it what it put there for an earlier partition.
+            actors: Tasks run in Ray actors, as many as the cluster has room for at the beginning, which take partitions
+                in the order of `work`. Each has an `fn` of its own, which finds what it put into itself for an earlier.
 
         Raises:
             InputError: Whatever the first failing task raised of that kind, or no node has so many GPUs.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import xxhash
+from fsspec.implementations.local import LocalFileSystem
 
 from chuxin.errors import InputError
 
@@ -31,13 +32,13 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except ValueError as error:
         problem = str(error).lower().rstrip(".")
         raise InputError(uri, problem, "Give a path, or a URI such as s3://BUCKET/FOLDER") from error
-    root = "/" if isinstance(fs, fsspec.implementations.local.LocalFileSystem) else ""
+    root = "/" if isinstance(fs, LocalFileSystem) else ""
     return fs, path.rstrip("/") or root
 
 
 def is_local(uri: str) -> bool:
     """True for paths and file:// URIs."""
-    return isinstance(filesystem(uri)[0], fsspec.implementations.local.LocalFileSystem)
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import fsspec
 import xxhash
+from fsspec.implementations.local import LocalFileSystem
 
 from chuxin.artifacts import open_artifact
 from chuxin.errors import InputError
@@ -83,7 +84,7 @@ class Identities:
             self._new = False
 
     def _of_file(self, fs: fsspec.AbstractFileSystem, name: str) -> str:
-        if not isinstance(fs, fsspec.implementations.local.LocalFileSystem):
+        if not isinstance(fs, LocalFileSystem):
             info = fs.info(name)  # an object store's own checksum: the content is not fetched for it
             return repr(
                 (info["size"], info.get("ETag") or info.get("etag") or info.get("md5Hash") or fs.checksum(name))
@@ -104,7 +105,7 @@ class Identities:
 def _artifacts(fs: fsspec.AbstractFileSystem, names: Sequence[str]) -> tuple[str, ...]:
     """URIs of the committed artifacts that files stand in, by the names given or behind links."""
     folders = {posixpath.dirname(name) for name in names}
-    local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
+    local = isinstance(fs, LocalFileSystem)
     if local:
         linked = {os.path.dirname(os.path.realpath(name)) for name in names if os.path.islink(name)}
         folders |= {os.path.realpath(folder) for folder in folders} | linked

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from chuxin.errors import InputError
 from chuxin.files import filesystem
@@ -28,7 +28,7 @@ def open_stream(path: str) -> Iterator[io.BufferedReader]:
         InputError: There is no such file.
     """
     fs, name = filesystem(path)
-    local = isinstance(fs, fsspec.implementations.local.LocalFileSystem)
+    local = isinstance(fs, LocalFileSystem)
     with contextlib.ExitStack() as stack:
         try:
             stream: Any = stack.enter_context(open(name, "rb", BUFFER) if local else fs.open(name, "rb"))

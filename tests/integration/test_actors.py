@@ -22,16 +22,20 @@ KEYS = [f"p-{number:02d}" for number in range(12)]
 class Counting:
     """Numbers the partitions that it computes; dies in one of them, the first time, and refuses another."""
 
-    def __init__(self, folder: Path, refused: str = "") -> None:
-        self._folder, self._refused, self._computed = folder, refused, 0
+    def __init__(self, folder: Path, refused: str = "", meets: str = "") -> None:
+        self._folder, self._refused, self._meets, self._computed = folder, refused, meets, 0
 
     def __call__(self, key: str, item: Any, attempt: Attempt) -> None:
         if key == self._refused:
             raise InputError(key, "it is refused", "Give another")
         begun = self._folder / f"{key}-begun"
-        if key == KEYS[5] and not begun.exists():
-            begun.touch()
+        first = not begun.exists()
+        begun.touch()
+        if key == KEYS[5] and first:
             os.kill(os.getpid(), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while self._meets and not (self._folder / f"{self._meets}-begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
         time.sleep(0.3)
         self._computed += 1
         attempt.count(rows_out=item, facts={key: {"computed": self._computed, "pid": os.getpid()}})
@@ -62,7 +66,7 @@ def test_an_actor_keeps_its_own_and_a_killed_one_is_made_again(ray_of_two_cpus: 
 
 def test_two_partitions_are_computed_side_by_side(ray_of_two_cpus: Any, tmp_path: Path) -> None:
     draft = Draft(f"{tmp_path}/two", "f" * 32, {"stage": "two", "inputs": {}}, print)
-    draft.map(dict.fromkeys(KEYS[:2], 0), Counting(tmp_path), name="two", actors=True)
+    draft.map(dict.fromkeys(KEYS[:2], 0), Counting(tmp_path, meets=KEYS[1]), name="two", actors=True)
     assert len({part["facts"][part["key"]]["pid"] for part in draft.close().partitions()}) == 2
 
 

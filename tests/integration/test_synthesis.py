@@ -344,24 +344,36 @@ def test_jobs_of_their_own_share_the_engines(model: str) -> None:
     assert first.returncode == 0 and psutil.pid_exists(process)
     with LLMPool(model, llm(model), execution) as pool:
         assert ray.get(pool._engines[0].start.remote())[0] == process
+        keeper = pool._name[1]
         second, shared = job("", "")
         second.communicate(timeout=60)
         assert second.returncode == 0 and shared == process
         assert asyncio.run(pool.client.ask(VERDICTS[0])).text in (YES, NO)
         third, shared = job("", "hold")
         assert shared == process
-    assert psutil.pid_exists(process) and standing() == before + 1  # the third holds them
-    third.kill()
-    third.communicate()
+    try:
+        time.sleep(5)
+        assert psutil.pid_exists(process) and standing() == before + 1  # the third holds them
+    finally:
+        third.kill()
+        third.communicate()
     with LLMPool(model, llm(model), execution, keep=True) as pool:  # whoever runs it again
         assert ray.get(pool._engines[0].start.remote())[0] == process
         with pytest.raises(InputError, match="room"):
             LLMPool(model, llm(model), LLMExecution(engines=3))
     pool_module.release_engines()
     deadline = time.monotonic() + 120  # until the keeper knows that the third is dead
-    while psutil.pid_exists(process) and time.monotonic() < deadline:
+    while (keeper in named() or psutil.pid_exists(process)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    assert not psutil.pid_exists(process) and standing() == before
+    assert keeper not in named() and not psutil.pid_exists(process) and standing() == before
+
+
+def named() -> set[str]:
+    """Keepers that jobs find."""
+    import ray
+
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in found if actor["namespace"] == pool_module.NAMESPACE}
 
 
 def standing() -> int:

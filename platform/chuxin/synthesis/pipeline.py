@@ -1,6 +1,6 @@
 """The stages gate, synthesize, judge and relabel: row groups of their input are partitions, sent to one LLM pool.
 
-A partition's task asks, parses and writes; the engines are actors that live as long as the stage. A killed run loses
+A partition's task asks, parses and writes; the engines are actors that pool.py keeps. A killed run loses
 no stored answer: its rerun reads them and computes only missing partitions. Leaves out: what is done with a row
 (generate.py, judge.py, gate.py, relabel.py).
 """
@@ -324,7 +324,7 @@ def _crew(ctx: Context, llm: LLMConfig, execution: LLMExecution) -> Iterator[Cre
     consolidate(answers)
     shared = getattr(following, "llm", None) == llm and \
         following.execution.engine_options() == execution.engine_options()
-    with LLMPool(path, llm, execution, keep=shared, content=model) as pool:
+    with LLMPool(path, llm, execution, keep=shared, content=model, recipe=workspace) as pool:
         yield Crew(pool.client, pool.ledger, model, os.path.abspath(answers), execution)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 import xxhash
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -41,8 +41,10 @@ _ORPHANED_SECONDS = 30.0
 _WATCH_SECONDS = 2.0
 _ANSWER_SECONDS = 30.0
 _TOLD_SECONDS = 60.0
-_lingering: dict[str, Any] = {}
-"""Keepers whose engines wait for this driver's next stage, by name."""
+_TRIES = 5
+"""Keepers in a row that may die before they lend."""
+_lingering: dict[tuple[str, str], tuple[Any, str]] = {}
+"""Keepers whose engines wait for this driver's next stage, and for which recipe, by cluster and name."""
 
 
 class Keeper:
@@ -58,14 +60,20 @@ class Keeper:
         self._kind = path, config, execution
         self._engines: list[Any] = []
         self._places: list[PlacementGroup] = []
-        self._holders: dict[str, Any] = {}
-        self._until = time.monotonic() + _ORPHANED_SECONDS
+        self._holders: dict[str, tuple[Any, float]] = {}
+        self._waits = {"": time.monotonic() + _ORPHANED_SECONDS}
         self._ended = False
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, args=(ray.get_runtime_context().current_actor,), daemon=True).start()
 
-    def hold(self, holder: str, ledger: Any) -> tuple[list[Any], bool] | None:
+    def hold(self, holder: str, recipe: str, ledger: Any, patience: float) -> tuple[list[Any], bool] | None:
         """Lends the engines to a stage, until `release` or the end of its ledger.
+
+        Args:
+            holder: The stage's pool.
+            recipe: For whom they may have waited.
+            ledger: The stage's, an actor that dies with its driver.
+            patience: Seconds that they stay for the stage when its ledger has died.
 
         Returns:
             Their actors, and whether they were placed for this stage; None if this keeper is about to end.
@@ -73,7 +81,9 @@ class Keeper:
         with self._lock:
             if self._ended:
                 return None
-            self._holders[holder] = ledger
+            self._holders[holder] = ledger, patience
+            for waited in ("", recipe):
+                self._waits.pop(waited, None)
             fresh = not self._engines
             try:
                 while len(self._engines) < self._kind[2].engines:
@@ -83,13 +93,12 @@ class Keeper:
                 raise
             return self._engines, fresh
 
-    def release(self, holder: str, seconds: float) -> None:
-        """Takes the engines back from a stage; where no other holds them they end after so many seconds."""
+    def release(self, holder: str, recipe: str, seconds: float) -> None:
+        """Takes the engines back from a stage; they wait so many seconds for the recipe's next one."""
         with self._lock:
             self._holders.pop(holder, None)
-            self._until = time.monotonic() + seconds
-            if seconds <= 0 and not self._holders:
-                self._end()
+            self._waits[recipe] = time.monotonic() + seconds
+            self._end_unless_wanted()
 
     def leave(self) -> None:
         """Ends this actor."""
@@ -108,6 +117,12 @@ class Keeper:
             max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(self._places[-1], 0),
         ).remote(path, config, execution))  # fmt: skip
 
+    def _end_unless_wanted(self) -> None:
+        now = time.monotonic()
+        self._waits = {recipe: until for recipe, until in self._waits.items() if until > now}
+        if not self._holders and not self._waits:
+            self._end()
+
     def _end(self) -> None:
         if self._ended:
             return
@@ -118,21 +133,26 @@ class Keeper:
             remove_placement_group(place)
 
     def _watch(self, own: Any) -> None:
-        while not self._ended:
-            time.sleep(_WATCH_SECONDS)
-            for holder, ledger in list(self._holders.items()):
-                try:
-                    ray.get(ledger.busy.remote(), timeout=_ANSWER_SECONDS)
-                except ActorDiedError:
-                    with self._lock:
-                        if self._holders.pop(holder, None) is not None:
-                            self._until = time.monotonic() + _ORPHANED_SECONDS
-                except (ActorUnavailableError, GetTimeoutError):
-                    continue  # its node is slow, or it is started again
-            with self._lock:
-                if not self._ended and not self._holders and time.monotonic() >= self._until:
+        try:
+            while not self._ended:
+                time.sleep(_WATCH_SECONDS)
+                for holder, (ledger, patience) in list(self._holders.items()):
+                    try:
+                        ray.get(ledger.busy.remote(), timeout=_ANSWER_SECONDS)
+                    except (ActorUnavailableError, GetTimeoutError):
+                        continue  # its node is slow, or it is started again
+                    except RayError:  # dead, and Ray has many words for of what
+                        with self._lock:
+                            if self._holders.pop(holder, None) is not None:
+                                self._waits[holder] = time.monotonic() + patience
+                with self._lock:
+                    self._end_unless_wanted()
+        finally:  # engines that nobody watches would stand for ever; they end with this actor in any case
+            try:
+                with self._lock:
                     self._end()
-        own.leave.remote()
+            finally:
+                own.leave.remote()
 
 
 class LLMPool:
@@ -145,6 +165,7 @@ class LLMPool:
         keep: The next stage, of this driver or another, asks for the same engines: they wait for it, unless this
             stage fails.
         content: A digest of the checkpoint: another one at the same path is another LLM.
+        recipe: Whose stages follow one another: its workspace.
 
     Raises:
         InputError: vLLM is not installed, the checkpoint is missing or cannot be served, or the endpoint does not
@@ -152,10 +173,11 @@ class LLMPool:
     """
 
     def __init__(
-        self, path: str, config: LLMConfig, execution: LLMExecution, keep: bool = False, content: str = ""
-    ) -> None:
+        self, path: str, config: LLMConfig, execution: LLMExecution, keep: bool = False, content: str = "",
+        recipe: str = "",
+    ) -> None:  # fmt: skip
         self._engines: list[Any] = []
-        self._keep, self._holder, self._keeper = keep, uuid.uuid4().hex, None
+        self._keep, self._recipe, self._holder, self._keeper = keep, recipe, uuid.uuid4().hex, None
         self.client: Client
         gpus = execution.gpus_per_engine or 1
         # One that counts is not started again: what it counted is gone with it.
@@ -169,13 +191,13 @@ class LLMPool:
                 asyncio.run(client.check())
                 self.client = client
             else:
-                self._name = _name(path, config, execution, content)
-                placed = self._hire(path, config, execution)
+                placed = self._hire(path, config, execution, content)
                 self.client = PoolClient(self._engines, execution.start_timeout)
                 used = gpus * sum(time.time() - since for since in placed)
                 ray.get(self.ledger.begin.remote(used))
         except BaseException as error:
             self._leave(0.0)
+            release_engines()
             raise find_input_error(error) or error from error
 
     def reset_prefix_cache(self) -> None:
@@ -189,27 +211,34 @@ class LLMPool:
         keep = self._keep and not failure
         self._leave(KEPT_SECONDS if keep else 0.0)
         if keep and self._keeper is not None:
-            _lingering[self._name] = self._keeper
+            _lingering[self._name] = self._keeper, self._recipe
 
     def _leave(self, seconds: float) -> None:
-        if self._keeper is not None:
-            _release(self._keeper, self._holder, seconds)
-        ray.kill(self.ledger)
+        try:
+            if self._keeper is not None:
+                _release(self._keeper, self._holder, self._recipe, seconds)
+        finally:
+            ray.kill(self.ledger)
 
-    def _hire(self, path: str, config: LLMConfig, execution: LLMExecution) -> list[float]:
+    def _hire(self, path: str, config: LLMConfig, execution: LLMExecution, content: str) -> list[float]:
         """Gets the engines, once all run; returns when those started for this pool had their place."""
-        _lingering.pop(self._name, None)
-        release_engines()
         _require(path, execution)
-        replaced, begun = False, time.monotonic()
+        self._name = _cluster(), _name(path, config, execution, content)
+        release_engines(self._name)
+        # Where a process with a budget dies, rows that are in work are finished all the same.
+        patience = max(execution.timeout, _ORPHANED_SECONDS) if execution.limited else _ORPHANED_SECONDS
+        replaced, died, begun = False, 0, time.monotonic()
         while True:
             self._keeper = ray.remote(Keeper).options(
-                name=self._name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0,
+                name=self._name[1], namespace=NAMESPACE, get_if_exists=True, lifetime="detached", num_cpus=0,
                 max_concurrency=16,
             ).remote(path, config, execution)  # fmt: skip
             try:
-                lent = ray.get(self._keeper.hold.remote(self._holder, self.ledger))
-            except RayActorError:
+                lent = ray.get(self._keeper.hold.remote(self._holder, self._recipe, self.ledger, patience))
+            except RayActorError as error:
+                died += 1
+                if died == _TRIES or getattr(error, "actor_init_failed", False):
+                    raise
                 lent = None
             if lent is None:  # it was just ending; its name is free when it has
                 if time.monotonic() - begun > execution.start_timeout:
@@ -218,6 +247,7 @@ class LLMPool:
                 time.sleep(0.1)
                 continue
             self._engines, fresh = lent
+            _lingering.pop(self._name, None)
             try:
                 placed = _wait(self._engines, execution.start_timeout)
                 return placed if fresh else []
@@ -225,25 +255,32 @@ class LLMPool:
                 if fresh or replaced:
                     raise
                 # Engines that waited and cannot any more: new ones start, or say why they do not either.
-                _release(self._keeper, self._holder, 0.0)
+                _release(self._keeper, self._holder, self._recipe, 0.0)
                 replaced = True
 
 
-def release_engines() -> None:
-    """Ends the engines that wait for a next stage of this driver."""
-    while _lingering:
-        _release(_lingering.popitem()[1], "", 0.0)
+def release_engines(but: tuple[str, str] = ("", "")) -> None:
+    """Lets the engines go that wait for a next stage of this driver, but for those of one name."""
+    for name in [*_lingering.keys() - {but}]:
+        keeper, recipe = _lingering.pop(name)
+        if name[0] == _cluster():
+            _release(keeper, "", recipe, 0.0)
 
 
-def _release(keeper: Any, holder: str, seconds: float) -> None:
-    with contextlib.suppress(RayActorError):  # gone, and its engines with it
-        ray.get(keeper.release.remote(holder, seconds))
+def _release(keeper: Any, holder: str, recipe: str, seconds: float) -> None:
+    with contextlib.suppress(RayError):  # gone, and its engines with it
+        ray.get(keeper.release.remote(holder, recipe, seconds))
+
+
+def _cluster() -> str:
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _name(path: str, config: LLMConfig, execution: LLMExecution, content: str) -> str:
-    """A keeper's name: jobs whose code, checkpoint and settings are the same share it."""
-    code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-    kind = repr((path, content, config, execution.engine_options(), code))
+    """A keeper's name: jobs whose code, environment, checkpoint and settings are the same share it."""
+    code = [file.read_bytes() for file in sorted(Path(__file__).parents[1].rglob("*.py"))]
+    environment = sorted(ray.get_runtime_context().runtime_env.items(), key=str)
+    kind = repr((path, content, config, execution.engine_options(), code, environment))
     return f"llm-{xxhash.xxh3_64_hexdigest(kind.encode())}"
 
 

@@ -41,7 +41,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> ScriptedLLM:
     client = ScriptedLLM()
 
     class Pool:
-        def __init__(self, path: str, config: LLMConfig, execution: Any, keep: bool, content: str) -> None:
+        def __init__(self, path: str, config: LLMConfig, execution: Any, **_: Any) -> None:
             self.client, self.ledger = client, played()
 
         def __enter__(self) -> "Pool":
