@@ -299,7 +299,15 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
     os.kill(first, signal.SIGKILL)
     with pytest.raises(ZeroDivisionError), LLMPool(model, llm(model), execution, keep=True) as pool:
         assert process(pool) != first and asyncio.run(pool.client.ask(call)).text in (YES, NO)
+        keeper = pool._name[1]
+        ray.kill(pool.ledger)  # its requests have time to end, but only while the stage is there
+        time.sleep(5)
+        assert process(pool)
         raise ZeroDivisionError
+    deadline = time.monotonic() + 20
+    while keeper in named() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert keeper not in named()
     with LLMPool(model, llm(model), LLMExecution(max_num_seqs=3), keep=True) as pool:
         ray.kill(pool.ledger, no_restart=False)  # its node went: nothing was counted that is missed now
         deadline = time.monotonic() + 60  # the one that dies may hear the first beats
@@ -316,10 +324,10 @@ import ray
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.pool import LLMPool
 
-address, model, keep, hold = sys.argv[1:]
+address, model, recipe, keep, hold = sys.argv[1:]
 ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
 config = LLMConfig(model=model, dtype="float32", max_model_len=768)
-with LLMPool(model, config, LLMExecution(max_num_seqs=18), keep=keep == "keep") as pool:
+with LLMPool(model, config, LLMExecution(max_num_seqs=18), keep=keep == "keep", recipe=recipe) as pool:
     print(ray.get(pool._engines[0].start.remote())[0], flush=True)
     while hold == "hold":
         time.sleep(1)
@@ -330,26 +338,31 @@ def test_jobs_of_their_own_share_the_engines(model: str) -> None:
     """One after another and at once; a job's end ends none that another holds, nor does its failure."""
     import ray
 
-    def job(keep: str, hold: str) -> tuple[subprocess.Popen, int]:
+    def job(recipe: str, keep: str = "", hold: str = "") -> tuple[subprocess.Popen, int]:
         address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-c", HOLDER, address, model, keep, hold]
+        command = [sys.executable, "-c", HOLDER, address, model, recipe, keep, hold]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
         driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         return driver, int(next(line for line in driver.stdout if line.strip().isdigit()))
 
     execution = LLMExecution(max_num_seqs=18)
     before = standing()
-    first, process = job("keep", "")
+    first, process = job("first", "keep")
     first.communicate(timeout=60)
     assert first.returncode == 0 and psutil.pid_exists(process)
-    with LLMPool(model, llm(model), execution) as pool:
+    other, shared = job("other")
+    other.communicate(timeout=60)
+    assert other.returncode == 0 and shared == process
+    time.sleep(5)
+    assert psutil.pid_exists(process)  # they wait for the first one's recipe, whatever others do
+    with LLMPool(model, llm(model), execution, recipe="first") as pool:
         assert ray.get(pool._engines[0].start.remote())[0] == process
         keeper = pool._name[1]
-        second, shared = job("", "")
+        second, shared = job("second")
         second.communicate(timeout=60)
         assert second.returncode == 0 and shared == process
         assert asyncio.run(pool.client.ask(VERDICTS[0])).text in (YES, NO)
-        third, shared = job("", "hold")
+        third, shared = job("third", "", "hold")
         assert shared == process
     try:
         time.sleep(5)
@@ -357,12 +370,12 @@ def test_jobs_of_their_own_share_the_engines(model: str) -> None:
     finally:
         third.kill()
         third.communicate()
-    with LLMPool(model, llm(model), execution, keep=True) as pool:  # whoever runs it again
+    with LLMPool(model, llm(model), execution, keep=True, recipe="third") as pool:  # who runs it again
         assert ray.get(pool._engines[0].start.remote())[0] == process
         with pytest.raises(InputError, match="room"):
             LLMPool(model, llm(model), LLMExecution(engines=3))
     pool_module.release_engines()
-    deadline = time.monotonic() + 120  # until the keeper knows that the third is dead
+    deadline = time.monotonic() + 60  # for the keeper to learn that the third is dead
     while (keeper in named() or psutil.pid_exists(process)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert keeper not in named() and not psutil.pid_exists(process) and standing() == before

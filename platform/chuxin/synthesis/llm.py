@@ -44,7 +44,7 @@ _BLOCK = 32
 _PREFIX_CHARS = 200
 _BATCHED_TOKENS = 4096
 """Tokens that an engine on a CPU computes in one step, at least; a whole prompt must fit."""
-_START_TRIES = 3
+START_TRIES = 3
 """Times that starting again may take an actor's process down too."""
 _QUEUED = 2
 """Calls in an engine for each that it computes at once: more only wait in it, and are suspected where it dies."""
@@ -287,7 +287,7 @@ class PoolClient:
     async def _back(self, place: int) -> None:
         """Waits until Ray has started an actor again, and the actor its engine: once for all calls that wait for it."""
         if place not in self._returning:
-            start = self._engines[place].start.options(max_task_retries=_START_TRIES)
+            start = self._engines[place].start.options(max_task_retries=START_TRIES)
             self._returning[place] = asyncio.ensure_future(_ready(start.remote(), self._timeout))
             self._returning[place].add_done_callback(lambda _: self._returning.pop(place))
         await asyncio.shield(self._returning[place])

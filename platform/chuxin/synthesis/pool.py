@@ -30,7 +30,7 @@ from chuxin.synthesis.asking import Client
 from chuxin.synthesis.config import LLMConfig, LLMExecution
 from chuxin.synthesis.endpoint import EndpointClient
 from chuxin.synthesis.ledger import Ledger
-from chuxin.synthesis.llm import Engine, PoolClient
+from chuxin.synthesis.llm import START_TRIES, Engine, PoolClient
 
 NAMESPACE = "chuxin"
 """Ray's namespace of keepers: by default every job has one of its own and sees no other's actors."""
@@ -42,7 +42,7 @@ _WATCH_SECONDS = 2.0
 _ANSWER_SECONDS = 30.0
 _TOLD_SECONDS = 60.0
 _TRIES = 5
-"""Keepers in a row that may die before they lend."""
+"""Keepers that may die before they lend."""
 _lingering: dict[tuple[str, str], tuple[Any, str]] = {}
 """Keepers whose engines wait for this driver's next stage, and for which recipe, by cluster and name."""
 
@@ -59,8 +59,8 @@ class Keeper:
     def __init__(self, path: str, config: LLMConfig, execution: LLMExecution) -> None:
         self._kind = path, config, execution
         self._engines: list[Any] = []
-        self._places: list[PlacementGroup] = []
-        self._holders: dict[str, tuple[Any, float]] = {}
+        self._place: PlacementGroup | None = None
+        self._holders: dict[str, tuple[Any, str, float]] = {}
         self._waits = {"": time.monotonic() + _ORPHANED_SECONDS}
         self._ended = False
         self._lock = threading.Lock()
@@ -81,20 +81,23 @@ class Keeper:
         with self._lock:
             if self._ended:
                 return None
-            self._holders[holder] = ledger, patience
+            self._holders[holder] = ledger, recipe, patience
             for waited in ("", recipe):
                 self._waits.pop(waited, None)
             fresh = not self._engines
             try:
-                while len(self._engines) < self._kind[2].engines:
-                    self._place()
+                if fresh:
+                    self._start()
             except ValueError:  # a number that Ray does not take
                 self._end()
                 raise
             return self._engines, fresh
 
     def release(self, holder: str, recipe: str, seconds: float) -> None:
-        """Takes the engines back from a stage; they wait so many seconds for the recipe's next one."""
+        """Takes the engines back from a stage; they wait so many seconds for the recipe's next one.
+
+        0 ends a wait for this recipe that another of its stages may have asked for.
+        """
         with self._lock:
             self._holders.pop(holder, None)
             self._waits[recipe] = time.monotonic() + seconds
@@ -104,18 +107,18 @@ class Keeper:
         """Ends this actor."""
         ray.actor.exit_actor()
 
-    def _place(self) -> None:
-        """Starts an engine's actor in a place of its own.
+    def _start(self) -> None:
+        """Starts the engines' actors, each in a place of its own; they get theirs together.
 
-        That is held while its process is started again: a task that waited for a CPU took that of a dead engine at
-        once, and then waited for the engine, which waited for a CPU.
+        A place is held while its engine's process is started again: a task that waited for a CPU took that of a dead
+        engine at once, and then waited for the engine, which waited for a CPU.
         """
-        path, config, execution = self._kind
-        self._places.append(placement_group([execution.reserves()]))
-        self._engines.append(ray.remote(Engine).options(
+        execution = self._kind[2]
+        self._place = placement_group([execution.reserves()] * execution.engines)
+        self._engines += (ray.remote(Engine).options(
             num_cpus=execution.cpus_per_engine, num_gpus=execution.gpus_per_engine, max_restarts=-1, max_task_retries=0,
-            max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(self._places[-1], 0),
-        ).remote(path, config, execution))  # fmt: skip
+            max_concurrency=10_000, scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, bundle),
+        ).remote(*self._kind) for bundle in range(execution.engines))  # fmt: skip
 
     def _end_unless_wanted(self) -> None:
         now = time.monotonic()
@@ -129,14 +132,16 @@ class Keeper:
         self._ended = True
         for engine in self._engines:
             ray.kill(engine)
-        for place in self._places:
-            remove_placement_group(place)
+        if self._place is not None:
+            remove_placement_group(self._place)
 
     def _watch(self, own: Any) -> None:
         try:
             while not self._ended:
                 time.sleep(_WATCH_SECONDS)
-                for holder, (ledger, patience) in list(self._holders.items()):
+                with self._lock:
+                    holders = list(self._holders.items())
+                for holder, (ledger, recipe, patience) in holders:
                     try:
                         ray.get(ledger.busy.remote(), timeout=_ANSWER_SECONDS)
                     except (ActorUnavailableError, GetTimeoutError):
@@ -144,7 +149,8 @@ class Keeper:
                     except RayError:  # dead, and Ray has many words for of what
                         with self._lock:
                             if self._holders.pop(holder, None) is not None:
-                                self._waits[holder] = time.monotonic() + patience
+                                until = time.monotonic() + patience
+                                self._waits[recipe] = max(self._waits.get(recipe, 0.0), until)
                 with self._lock:
                     self._end_unless_wanted()
         finally:  # engines that nobody watches would stand for ever; they end with this actor in any case
@@ -225,7 +231,7 @@ class LLMPool:
         _require(path, execution)
         self._name = _cluster(), _name(path, config, execution, content)
         release_engines(self._name)
-        # Where a process with a budget dies, rows that are in work are finished all the same.
+        # Where only the ledger dies, which with a budget is not started again, requests in work still get an answer.
         patience = max(execution.timeout, _ORPHANED_SECONDS) if execution.limited else _ORPHANED_SECONDS
         replaced, died, begun = False, 0, time.monotonic()
         while True:
@@ -235,12 +241,14 @@ class LLMPool:
             ).remote(path, config, execution)  # fmt: skip
             try:
                 lent = ray.get(self._keeper.hold.remote(self._holder, self._recipe, self.ledger, patience))
+            except ActorUnavailableError:
+                lent = None
             except RayActorError as error:
                 died += 1
                 if died == _TRIES or getattr(error, "actor_init_failed", False):
                     raise
                 lent = None
-            if lent is None:  # it was just ending; its name is free when it has
+            if lent is None:  # it was just ending: its name is free when it has; or its node is slow
                 if time.monotonic() - begun > execution.start_timeout:
                     raise InputError("the LLM's keeper", f"no other takes its place within {execution.start_timeout:g} "
                                      "s", "Look for the actor on the dashboard, and run again")  # fmt: skip
@@ -256,7 +264,7 @@ class LLMPool:
                     raise
                 # Engines that waited and cannot any more: new ones start, or say why they do not either.
                 _release(self._keeper, self._holder, self._recipe, 0.0)
-                replaced = True
+                replaced, begun = True, time.monotonic()
 
 
 def release_engines(but: tuple[str, str] = ("", "")) -> None:
@@ -316,7 +324,8 @@ def require_room(nodes: Sequence[Mapping[str, float]], execution: LLMExecution) 
 
 def _wait(engines: Sequence[Any], timeout: float) -> list[float]:
     """Waits until all engines run, and says every minute that it does; returns when they had their place."""
-    started = [engine.start.remote() for engine in engines]
+    # One that others use may just be started again: its actor is waited for.
+    started = [engine.start.options(max_task_retries=START_TRIES).remote() for engine in engines]
     waiting, begun = started, time.monotonic()
     while waiting:
         left = timeout - (time.monotonic() - begun)
