@@ -339,7 +339,9 @@ def _in_actors(
 
     Worker.__name__ = Worker.__qualname__ = name  # on the dashboard
     made = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **each)
-    actors = [made.remote() for _ in range(min(len(rows), _room(each)))]
+    takes = {"CPU": each["num_cpus"], "GPU": each["num_gpus"], "memory": each["memory"]}
+    places = room((node["Resources"] for node in ray.nodes() if node["Alive"]), takes)
+    actors = [made.remote() for _ in range(max(1, min(len(rows), places)))]
     # Partitions go to actors that have their place: one that waits for it, because others hold it, gets none.
     busy = {actor.begin.remote(): actor for actor in actors}
     try:
@@ -360,14 +362,16 @@ def _in_actors(
             ray.kill(actor)
 
 
-def _room(each: Mapping[str, Any]) -> int:
-    """How many workers that take so much each all nodes together have room for, whoever holds it now; at least 1."""
-    import ray
+def room(nodes: Iterable[Mapping[str, float]], takes: Mapping[str, float | None]) -> int:
+    """Returns how many workers nodes have room for, whoever holds it now.
 
-    takes = {"CPU": each["num_cpus"], "GPU": each["num_gpus"], "memory": each["memory"]}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(1, sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in takes.items() if number),
-                          default=1) for node in nodes))  # fmt: skip
+    Args:
+        nodes: Resources of each node, by Ray's names.
+        takes: What a worker takes of them; one that takes nothing counts once a node.
+    """
+    wanted = {name: number for name, number in takes.items() if number}
+    return sum(min((int(node.get(name, 0) / number + 1e-6) for name, number in wanted.items()), default=1)
+               for node in nodes)  # fmt: skip
 
 
 def _run_partition(uri: str, fn: Callable[[str, Any, Attempt], None], row: dict[str, Any]) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def _run_one(
     before = bound.committed
     artifact = runner.run_here(bound, recipe, following)
     if before:  # by another driver since: the engines kept for it have nobody to take them over
-        from chuxin.synthesis.pool import release_engines
+        from chuxin.synthesis.llm import release_engines
 
         release_engines()
     _line(bound, artifact, position, before)

@@ -71,7 +71,7 @@ def measure(rounds: int) -> dict:
     from tokenizers import Tokenizer
 
     from chuxin.synthesis.config import LLMConfig, LLMExecution
-    from chuxin.synthesis.pool import LLMPool
+    from chuxin.synthesis.llm import LLMPool
     from chuxin.synthesis.render import template
 
     with tempfile.TemporaryDirectory() as folder:

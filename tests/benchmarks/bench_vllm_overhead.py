@@ -60,7 +60,7 @@ def tree_seconds() -> float:
 
 
 def engine_options() -> dict:
-    """What our actor gives its engine (synthesis/llm.py)."""
+    """What our actor gives its engine (synthesis/engine.py)."""
     return {"dtype": SETTINGS["dtype"], "max_model_len": 1024, "max_num_seqs": SETTINGS["max_num_seqs"], "seed": 0,
             "enforce_eager": True, "block_size": 32, "enable_prefix_caching": True, "enable_chunked_prefill": False,
             "max_num_batched_tokens": 4096, "structured_outputs_config": {"backend": "xgrammar"}}  # fmt: skip
@@ -159,7 +159,7 @@ def measure(rounds: int) -> dict:
     import ray
 
     from chuxin.synthesis.config import LLMConfig, LLMExecution
-    from chuxin.synthesis.pool import LLMPool
+    from chuxin.synthesis.llm import LLMPool
 
     wall: tuple[list[float], list[float]] = [], []
     cpu: tuple[list[float], list[float]] = [], []

@@ -33,7 +33,7 @@ from driver import kill_when  # noqa: E402  (beside this file)
 from ray.util import placement_group_table
 from scripted import ScriptedLLM, played  # noqa: E402
 
-import chuxin.synthesis.pool as pool_module
+import chuxin.synthesis.llm as llm_module
 from chuxin import runner
 from chuxin.artifacts import Artifact, Draft
 from chuxin.config import load
@@ -57,10 +57,9 @@ from chuxin.synthesis.calls import (
 )
 from chuxin.synthesis.config import JudgeConfig, LLMConfig, LLMExecution, Sampling, SynthesizeConfig
 from chuxin.synthesis.ledger import Ledger
-from chuxin.synthesis.llm import PoolClient
+from chuxin.synthesis.llm import LLMPool, PoolClient
 from chuxin.synthesis.parse import read_queries
 from chuxin.synthesis.pipeline import _identity, judge, synthesize
-from chuxin.synthesis.pool import LLMPool
 from chuxin.synthesis.render import NO, YES, Ask, describe, rich_schema
 from chuxin.synthesis.store import AnswerStore
 from chuxin.synthesis.work import Crew
@@ -315,14 +314,14 @@ def test_the_next_stage_takes_the_engines_over(model: str) -> None:
             assert time.monotonic() < deadline
     with pytest.raises(InputError, match="room"):
         LLMPool(model, llm(model), LLMExecution(engines=3))
-    assert not pool_module._lingering
+    assert not llm_module._lingering
 
 
 HOLDER = '''
 import os, sys, time
 import ray
 from chuxin.synthesis.config import LLMConfig, LLMExecution
-from chuxin.synthesis.pool import LLMPool
+from chuxin.synthesis.llm import LLMPool
 
 address, model, recipe, keep, hold = sys.argv[1:]
 ray.init(address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}})
@@ -374,7 +373,7 @@ def test_jobs_of_their_own_share_the_engines(model: str) -> None:
         assert ray.get(pool._engines[0].start.remote())[0] == process
         with pytest.raises(InputError, match="room"):
             LLMPool(model, llm(model), LLMExecution(engines=3))
-    pool_module.release_engines()
+    llm_module.release_engines()
     deadline = time.monotonic() + 60  # for the keeper to learn that the third is dead
     while (keeper in named() or psutil.pid_exists(process)) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -386,7 +385,7 @@ def named() -> set[str]:
     import ray
 
     found = ray.util.list_named_actors(all_namespaces=True)
-    return {actor["name"] for actor in found if actor["namespace"] == pool_module.NAMESPACE}
+    return {actor["name"] for actor in found if actor["namespace"] == llm_module.NAMESPACE}
 
 
 def standing() -> int:

@@ -21,14 +21,12 @@ SHARED = {"models", "encoding", "search", "losses", "report"}
 ALLOWED = {("corpus", "pairs")}
 # What binds stages to Ray, to files and to the command line; everything else is pure.
 RIM = {"artifacts", "telemetry", "runner", "recipe", "commands"}
-RAY = re.compile(
-    r"chuxin\.(artifacts|telemetry|runner|\w+\.pipeline|training\.worker|synthesis\.(llm|pool)|serving\.\w+)"
-)
+RAY = re.compile(r"chuxin\.(artifacts|telemetry|runner|\w+\.pipeline|training\.worker|synthesis\.llm|serving\.\w+)")
 OWNERS = {
     "ray": RAY,
     "pydantic": re.compile(r"chuxin\.config"),
     "deepspeed": re.compile(r"chuxin\.training\.(deepspeed|worker)"),
-    "vllm": re.compile(r"chuxin\.synthesis\.llm"),
+    "vllm": re.compile(r"chuxin\.synthesis\.engine"),
 }
 
 

@@ -1,6 +1,6 @@
 """What a stage's partitions tell one another while they ask an LLM: what was bought, who is at work, why all end.
 
-Leaves out: the actor that holds it (pool.py) and the rows (work.py).
+Leaves out: the actor that holds it (llm.py) and the rows (work.py).
 """
 
 from __future__ import annotations

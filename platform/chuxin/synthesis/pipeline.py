@@ -1,6 +1,6 @@
 """The stages gate, synthesize, judge and relabel: row groups of their input are partitions, sent to one LLM pool.
 
-A partition's task asks, parses and writes; the engines are actors that pool.py keeps. A killed run loses
+A partition's task asks, parses and writes; the engines are actors that llm.py keeps. A killed run loses
 no stored answer: its rerun reads them and computes only missing partitions. Leaves out: what is done with a row
 (generate.py, judge.py, gate.py, relabel.py).
 """
@@ -43,8 +43,8 @@ from chuxin.synthesis.config import (
 from chuxin.synthesis.cut import Cutter
 from chuxin.synthesis.generate import Passage, Written, matches_length, write
 from chuxin.synthesis.judge import accepted, decide, yes
+from chuxin.synthesis.llm import LLMPool
 from chuxin.synthesis.parse import holds_fence
-from chuxin.synthesis.pool import LLMPool
 from chuxin.synthesis.relabel import relabel as ask_about
 from chuxin.synthesis.relabel import uncertain
 from chuxin.synthesis.slices import Slice, chosen, columns, draws, limit_of, slices

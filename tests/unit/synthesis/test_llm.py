@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from chuxin.synthesis.calls import CallFailed, EngineDied, Unanswered, verdict
-from chuxin.synthesis.llm import PoolClient, _cause
+from chuxin.synthesis.engine import _cause
+from chuxin.synthesis.llm import PoolClient
 
 
 class Engine:
